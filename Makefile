@@ -1,0 +1,46 @@
+# One word per job; each makes the environment it needs. `make VENV=.venv312 PYTHON=python3.12 test`
+# runs the same on another interpreter, beside the first.
+VENV ?= .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-slow lint types docs bench mutants clean
+
+help:
+	@echo 'make demo       fit SmolLM2-135M to a sentiment posterior and show before/after'
+	@echo 'make test       everything that CI runs: lint, types, contracts, tests, tutorials, docs'
+	@echo 'make test-slow  the slow tests and the wheel checks, once per issue'
+	@echo 'make lint | types | docs | bench | mutants | clean'
+
+env:
+	@sh scripts/env.sh $(VENV)
+
+demo: env
+	$(BIN)/infer-align demo $(ARGS)
+
+# One recipe, so that the time to make the environment enters the table.
+test:
+	@start=$$(date +%s) && sh scripts/env.sh $(VENV) && $(BIN)/python scripts/ci.py --started $$start
+
+test-slow:
+	@start=$$(date +%s) && sh scripts/env.sh $(VENV) && $(BIN)/python scripts/ci.py --slow --started $$start
+
+lint: env
+	@$(BIN)/python scripts/ci.py --only lint
+
+types: env
+	@$(BIN)/python scripts/ci.py --only types
+
+docs: env
+	@$(BIN)/python scripts/ci.py --only docs
+
+bench: env
+	@$(BIN)/python scripts/ci.py --only bench
+
+mutants: env
+	@$(BIN)/python scripts/mutants.py $(ARGS)
+
+clean:
+	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './.venv*' -type d -prune -exec rm -rf {} +

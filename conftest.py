@@ -1,0 +1,42 @@
+"""The environment of every test and doctest: one thread, float64, no network, no windows.
+
+Set before anything imports torch or JAX, and without importing them: the core's tests stay
+cheap. The library itself never touches these settings.
+"""
+
+import os
+import socket
+
+# With two workers on two cores, oversubscribed threads cost 20x.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+os.environ["JAX_ENABLE_X64"] = "1"  # the exact tests compare to rtol 1e-9
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+
+
+def _refuse(*args: object, **kwargs: object) -> None:
+    raise RuntimeError(
+        f"a test tried to reach the network: {args[-1] if args else kwargs}. Tests use what is "
+        "in the repository or in an installed package; make a tiny model or data set instead."
+    )
+
+
+class _OfflineSocket(socket.socket):
+    """A socket that connects inside this machine only by file (AF_UNIX)."""
+
+    def connect(self, address: object) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            _refuse(address)
+        super().connect(address)  # type: ignore[arg-type]
+
+    def connect_ex(self, address: object) -> int:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            _refuse(address)
+        return super().connect_ex(address)  # type: ignore[arg-type]
+
+
+socket.socket = _OfflineSocket  # type: ignore[misc]
+socket.getaddrinfo = _refuse  # type: ignore[assignment]

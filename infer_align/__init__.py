@@ -1,0 +1,84 @@
+"""infer_align: alignment as inference.
+
+Declare a target distribution over a language model's outputs as a probabilistic program, solve
+it exactly where it is small, sample it, or fit a policy to it with any divergence and any
+gradient estimator, and measure how close the result is.
+
+Names are loaded on first use: importing the package loads neither torch nor JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from infer_align import diagnostics, divergences, estimators, exact, jax, targets
+    from infer_align import testing, torch
+    from infer_align.divergences import FDivergence
+    from infer_align.estimators import Estimator, LogWeights, f_dpg, reinforce
+    from infer_align.estimators import trajectory_balance, vargrad
+    from infer_align.exact import Space
+    from infer_align.targets import Target, condition, indicator, product, tilt
+
+_MODULES = (
+    "diagnostics",
+    "divergences",
+    "estimators",
+    "exact",
+    "jax",
+    "targets",
+    "testing",
+    "torch",
+)
+_NAMES = {
+    "Estimator": "estimators",
+    "FDivergence": "divergences",
+    "LogWeights": "estimators",
+    "Space": "exact",
+    "Target": "targets",
+    "condition": "targets",
+    "f_dpg": "estimators",
+    "indicator": "targets",
+    "product": "targets",
+    "reinforce": "estimators",
+    "tilt": "targets",
+    "trajectory_balance": "estimators",
+    "vargrad": "estimators",
+}
+
+__all__ = [
+    "Estimator",
+    "FDivergence",
+    "LogWeights",
+    "Space",
+    "Target",
+    "condition",
+    "diagnostics",
+    "divergences",
+    "estimators",
+    "exact",
+    "f_dpg",
+    "indicator",
+    "jax",
+    "product",
+    "reinforce",
+    "targets",
+    "testing",
+    "tilt",
+    "torch",
+    "trajectory_balance",
+    "vargrad",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

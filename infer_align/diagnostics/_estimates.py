@@ -1,0 +1,157 @@
+r"""Point estimates and their influence functions, in NumPy, for all contexts at once.
+
+With draws y_i ~ q, let a_i = (π/q)_i and b_i = (P/q)_i, each divided by its mean over the
+draws. Every estimate is a smooth function of means, so
+
+.. math:: \hat θ - θ ≈ \frac1n \sum_i φ_i, \qquad se² = \frac{1}{n(n-1)} \sum_i φ_i²,
+
+with the influences φ (delta method), which carry the noise of log Ẑ along:
+
+=====================  ==========================  ==========================================
+estimate               value                       φ_i
+=====================  ==========================  ==========================================
+log Z                  log mean P/q                b_i − 1
+E_π[h], E_p[h]         mean a h, mean b h          a_i (h_i − θ), b_i (h_i − θ)
+D_f(π‖p)               D = mean b f(a/b)           b f(a/b) − D − A(a_i − 1) − (D − A)(b_i − 1)
+=====================  ==========================  ==========================================
+
+where A = mean a f'(a/b). The D's are divergences of two normalised vectors over the draws, so
+they are never negative. With f(t) = t log t they are E_π[log π − log P] + log Ẑ (on-policy).
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+from infer_align._numerics import Array, log_ratio, logmeanexp
+from infer_align.diagnostics._draws import Draws
+from infer_align.divergences import FDivergence
+
+INF = math.inf
+
+
+class Moments(NamedTuple):
+    """One estimate in every context: its value (contexts) and influences (n, contexts).
+
+    ``se`` is ``inf`` where nothing was accepted; ``bounds`` are those of the quantity itself;
+    ``uses`` says on which weights it rests (π/q, P/q).
+    """
+
+    value: np.ndarray
+    influence: np.ndarray
+    se: np.ndarray
+    third: np.ndarray
+    """Third cumulant of the estimate, Σ φ³ / n³."""
+    bounds: tuple[float, float]
+    uses: tuple[bool, bool]
+    proven: np.ndarray
+    """Where the value is certain, as an infinite divergence shown by one draw is."""
+
+
+def moments(draws: Draws, divergences: Sequence[FDivergence]) -> dict[str, Moments]:
+    """All estimates by name: log_z, the divergences, then expectations under π and p."""
+    log_v, log_w = draws.log_policy_weight, draws.log_target_weight
+    log_z = logmeanexp(log_w)
+    empty = log_z == -INF
+    log_a = log_v - logmeanexp(log_v)
+    log_b = log_w - np.where(empty, 0.0, log_z)
+    a, b = np.exp(log_a), np.exp(log_b)
+    out = {"log_z": _moments(log_z, b - 1, (-INF, INF), (False, True), empty)}
+    for divergence in divergences:
+        out[divergence.name] = _divergence(divergence, log_a, log_b, empty)
+    policy, nothing = (True, False), np.zeros_like(empty)
+    if draws.log_prior is not None:
+        log_ratios = log_ratio(draws.log_policy, draws.log_prior)
+        out["kl_prior"] = _expectation(a, log_ratios, (0.0, INF), policy, nothing)
+    surprise = np.where(a > 0, -draws.log_policy, 0.0)
+    out["entropy"] = _expectation(a, surprise, (-INF, INF), policy, nothing)
+    for name, values in draws.features.items():
+        bounds = (-INF, INF)
+        out[f"policy_{name}"] = _expectation(a, values, bounds, policy, nothing)
+        out[f"target_{name}"] = _expectation(b, values, bounds, (False, True), empty)
+    return out
+
+
+def _expectation(
+    a: np.ndarray,
+    values: np.ndarray,
+    bounds: tuple[float, float],
+    uses: tuple[bool, bool],
+    empty: np.ndarray,
+) -> Moments:
+    """Self-normalised mean of the values; NaN where there is no draw to average."""
+    values = np.where(a > 0, values, 0.0)
+    mean = (a * values).mean(axis=0)
+    finite = np.isfinite(mean)
+    influence = np.where(finite, a * (np.where(finite, values, 0.0) - np.where(finite, mean, 0)), 0)
+    return _moments(np.where(empty, np.nan, mean), influence, bounds, uses, empty, ~finite)
+
+
+def _divergence(
+    divergence: FDivergence, log_a: np.ndarray, log_b: np.ndarray, empty: np.ndarray
+) -> Moments:
+    a, b = np.exp(log_a), np.exp(log_b)
+    # By the logs: a density too small for a float is not a density of 0.
+    in_policy, in_target = log_a > -INF, log_b > -INF
+    both = in_policy & in_target
+    log_t = np.where(both, np.where(both, log_a, 0.0) - np.where(both, log_b, 0.0), 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        # b f(t) = a f_dual(1/t): the side that does not overflow.
+        low = b * divergence.f(np.minimum(log_t, 0.0))
+        high = a * divergence.f_dual(np.minimum(-log_t, 0.0))
+        terms = np.where(log_t > 0, high, low)
+        # a f'(t), as b t f'(t) where t is small.
+        x = np.maximum(log_t, -700.0)
+        slopes = np.where(x > 0, a, b * np.exp(np.minimum(x, 0.0))) * divergence.f_prime(x)
+    at_inf, at_zero = divergence.f_prime_at_inf, divergence.f_at_zero
+    leak, miss = in_policy & ~in_target, in_target & ~in_policy
+    terms = np.where(both, terms, 0.0) + _price(leak, a, at_inf) + _price(miss, b, at_zero)
+    slopes = np.where(both, slopes, 0.0) + _price(leak, a, at_inf)
+    most = at_zero + at_inf
+    value = np.where(empty, most, terms.mean(axis=0))
+    finite = np.isfinite(value) & ~empty
+    d, slope = np.where(finite, value, 0.0), np.where(finite, slopes.mean(axis=0), 0.0)
+    with np.errstate(invalid="ignore"):
+        influence = terms - d - slope * (a - 1) - (d - slope) * (b - 1)
+    influence = np.where(finite, influence, 0.0)
+    proven = np.isinf(value) & ((leak & (at_inf == INF)) | (miss & (at_zero == INF))).any(axis=0)
+    return _moments(value, influence, (0.0, most), (True, True), ~finite & ~proven, proven)
+
+
+def _price(where: np.ndarray, mass: np.ndarray, price: float) -> np.ndarray:
+    """Mass on one side only, times its price, with 0 · inf = 0."""
+    return np.where(where, mass * price if math.isfinite(price) else price, 0.0)
+
+
+def _moments(
+    value: np.ndarray,
+    influence: np.ndarray,
+    bounds: tuple[float, float],
+    uses: tuple[bool, bool],
+    empty: np.ndarray,
+    proven: np.ndarray | None = None,
+) -> Moments:
+    n = len(influence)
+    se = np.sqrt((influence**2).sum(axis=0) / (n * (n - 1)))
+    proven = np.zeros_like(empty) if proven is None else proven
+    third = (influence**3).sum(axis=0) / n**3
+    return Moments(value, influence, np.where(empty, INF, se), third, bounds, uses, proven)
+
+
+def interval(value: Array, se: Array, third: Array, level: float) -> tuple[Array, Array]:
+    r"""Delta-method interval, lengthened on the side to which the estimate is skewed.
+
+    .. math:: \hat θ ± z\,se, \quad 	ext{and } rac{κ_3}{se²} rac{1 + 2z²}{6}
+                ext{ more at the end of the skew}
+
+    The shift is that of Johnson's modified t (1978, JASA 73:536). Importance weights are skewed
+    to the right: large ones are rare, so that estimate and standard error are low together, and
+    the symmetric interval for KL(p‖π) misses the truth from below (lognormal weights at ESS 400:
+    it covers 91.7%, this one 95%).
+    """
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    shift = third / np.where(se > 0, se, 1.0) ** 2 * (1 + 2 * z**2) / 6
+    return value - z * se + np.minimum(shift, 0), value + z * se + np.maximum(shift, 0)

@@ -1,0 +1,239 @@
+"""`assess`: the draws and what they say, as an ArviZ-style `xarray.DataTree`."""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from array_api_compat import is_torch_array
+
+from infer_align._numerics import Array
+from infer_align.diagnostics._draws import Draws, draws, numpy
+from infer_align.diagnostics._summary import STATISTICS, Estimate, Summary, summarise
+from infer_align.divergences import (
+    FDivergence,
+    forward_kl,
+    jensen_shannon,
+    reverse_kl,
+    total_variation,
+)
+from infer_align.estimators import LogWeights
+
+if TYPE_CHECKING:
+    import xarray
+
+DIVERGENCES = (reverse_kl, forward_kl, total_variation, jensen_shannon)
+
+
+def assess(
+    weights: LogWeights,
+    *,
+    log_prior: Array | None = None,
+    features: Mapping[str, Array] | None = None,
+    contexts: Sequence[str] | Sequence[int] | None = None,
+    outcomes: Array | Mapping[str, Array] | None = None,
+    divergences: Sequence[FDivergence] = DIVERGENCES,
+    level: float = 0.95,
+    max_sample_score_difference: float | None = None,
+) -> "xarray.DataTree":
+    r"""Measure how close a policy is to a target, from draws, with honest intervals.
+
+    .. math:: \log \hat Z = \log \frac1n \sum_i P(y_i)/q(y_i), \qquad
+              KL(π‖p) = E_π[\log π - \log P] + \log Z, \quad ...
+
+    Delta-method intervals from influence functions (Owen 2013, *Monte Carlo theory, methods and
+    examples*, §9.2), in which all estimates share the noise of log Ẑ. An interval is claimed
+    (``reliable``) where Pareto k̂ < 0.5 and ESS ≥ 200; elsewhere the notes say what to do.
+
+    Parameters
+    ----------
+    weights : LogWeights
+        Log-probabilities of n draws y ~ q, shape ``(n, *contexts)``, in nats; any array library.
+        Without a proposal, q = π. ``-inf`` targets are rejected draws.
+    log_prior : array, shape (n, *contexts), optional
+        log prior(y), for KL(π‖prior).
+    features : mapping of name to array of shape (n, *contexts), optional
+        Functions of the outcomes whose means under policy and target are wanted.
+    contexts : sequence of str or int, optional
+        Labels of the contexts, flattened. Default ``weights.context``, or 0, 1, ...
+    outcomes : array of shape (n, *contexts, ...), or mapping of site to array, optional
+        The draws themselves, to keep.
+    divergences : sequence of FDivergence
+        The divergences D_f(π‖p) to estimate.
+    level : float
+        Coverage of the intervals.
+    max_sample_score_difference : float, optional
+        Largest |log π when sampling − log π when scoring| met, to be recorded.
+
+    Returns
+    -------
+    xarray.DataTree
+        ``sample_stats`` (log_policy, log_target, log_proposal, log_weight, ... with dims chain,
+        draw, context), ``features`` and ``outcomes`` if given, and
+
+        - ``diagnostics``: pooled over contexts (their mean; contexts are fixed). log_z, the
+          divergences, kl_prior = KL(π‖prior), entropy of π, acceptance (share of finite weights),
+          policy_<feature> and target_<feature>, each with dim ``statistic``: value, se, low,
+          high, reliable; ess (summed), ess_min, ess_per_draw, pareto_khat (largest), and
+          those of π/q as ess_policy, pareto_khat_policy.
+        - ``diagnostics/contexts``: the same for every context.
+
+        Attributes of ``diagnostics``: n, level, notes, ...
+
+    Requirements
+    ------------
+    log P up to a constant per context; log q normalised. The draws are independent, and q is
+    positive wherever p is (mass of p that q never draws is invisible: a collapsed policy
+    assessed on its own draws sees too small a Z; compare log_z across proposals).
+
+    Raises
+    ------
+    ValueError
+        For n < 2, NaN (how many, and where), shapes that differ, draws of probability 0.
+
+    Notes
+    -----
+    - KL(π‖p) is ``inf``, and certainly so, once a draw of π is rejected by the target.
+    - Where no draw is accepted, log_z is ``-inf``, and its ``high`` is a one-sided bound that
+      assumes weights P/q ≤ 1: P(accept) ≤ 1 − (1 − level)^(1/n), about 3/n at 95%. Target means
+      of features are then NaN: undefined.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from infer_align import diagnostics
+    >>> from infer_align.estimators import LogWeights
+    >>> log_policy, log_target = np.log([0.5, 0.3, 0.2]), np.log([1.0, 0.6, 2.4])  # Z = 4
+    >>> y = np.random.default_rng(0).choice(3, size=2000, p=np.exp(log_policy))
+    >>> tree = diagnostics.assess(LogWeights(log_policy[y], log_target[y]))
+    >>> e = diagnostics.estimates(tree)["log_z"]
+    >>> e.reliable, bool(e.low < np.log(4.0) < e.high)
+    (True, True)
+    """
+    d = draws(weights, log_prior, features)
+    summary = summarise(d, divergences, level)
+    labels = _labels(weights, contexts, d.log_policy.shape[1])
+    attributes = {"level": level, "n": len(d.log_policy), "on_policy": int(d.on_policy)}
+    if max_sample_score_difference is not None:
+        attributes["max_sample_score_difference"] = float(max_sample_score_difference)
+    sites = {} if outcomes is None else outcomes
+    sites = sites if isinstance(sites, Mapping) else {"y": sites}
+    shape = tuple(weights.policy.shape)
+    kept = {name: _by_context(values, name, shape) for name, values in sites.items()}
+    return _tree(d, summary, labels, kept, attributes)
+
+
+def estimates(tree: "xarray.DataTree") -> dict[str, Estimate]:
+    """Pooled estimates of an assessed tree, by name, in the order of the table.
+
+    Parameters
+    ----------
+    tree : xarray.DataTree
+        From `assess`.
+
+    Returns
+    -------
+    dict of str to Estimate
+        log_z, the divergences, kl_prior, entropy, acceptance, policy_* and target_* means.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from infer_align import diagnostics
+    >>> from infer_align.estimators import LogWeights
+    >>> tree = diagnostics.assess(LogWeights(np.full(300, -1.0), np.full(300, 1.0)))
+    >>> float(diagnostics.estimates(tree)["log_z"].value)
+    2.0
+    """
+    dataset = tree["diagnostics"].to_dataset()
+    out = {}
+    for name, variable in dataset.data_vars.items():
+        if "statistic" in variable.dims:
+            value, se, low, high, reliable = (float(x) for x in variable.values)
+            out[str(name)] = Estimate(value, se, low, high, bool(reliable))
+    return out
+
+
+def save(tree: "xarray.DataTree", path: str | PathLike[str]) -> None:
+    """Write an assessed tree as netCDF; ``xarray.open_datatree(path)`` reads it back.
+
+    Parameters
+    ----------
+    tree : xarray.DataTree
+        From `assess`.
+    path : str or path
+        File to write, usually ``....nc``.
+    """
+    tree.to_netcdf(path, engine="h5netcdf")
+
+
+def _labels(
+    weights: LogWeights, contexts: Sequence[str] | Sequence[int] | None, count: int
+) -> np.ndarray:
+    if contexts is None:
+        ids = weights.context
+        return np.arange(count) if ids is None else numpy(ids).astype(int).reshape(-1)
+    labels = np.asarray(contexts).reshape(-1)
+    if len(labels) != count:
+        raise ValueError(
+            f"contexts has {len(labels)} labels and the log-weights {count} contexts; give one "
+            "label a context"
+        )
+    return labels
+
+
+def _tree(
+    d: Draws,
+    summary: Summary,
+    labels: np.ndarray,
+    outcomes: dict[str, np.ndarray],
+    attributes: dict[str, Any],
+) -> "xarray.DataTree":
+    import xarray
+    from arviz_base import dict_to_dataset
+
+    coords: dict[Any, Any] = {"context": labels}
+
+    def sampled(variables: dict[str, np.ndarray]) -> "xarray.Dataset":
+        with_chain = {name: values[None] for name, values in variables.items()}
+        dims: dict[Any, Any] = {name: ["context"] for name in variables}
+        return dict_to_dataset(with_chain, coords=coords, dims=dims)
+
+    stats = {
+        "log_policy": d.log_policy,
+        "log_target": d.log_target,
+        "log_proposal": d.log_proposal,
+        "log_weight": d.log_target_weight,
+    }
+    if d.log_prior is not None:
+        stats["log_prior"] = d.log_prior
+    groups = {"sample_stats": sampled(stats)}
+    if d.features:
+        groups["features"] = sampled(d.features)
+    if outcomes:
+        groups["outcomes"] = sampled(outcomes)
+    notes = {**attributes, "notes": "\n".join(summary.notes)}
+    statistic = {"statistic": list(STATISTICS)}
+    groups["diagnostics"] = xarray.Dataset(
+        {name: ("statistic", np.array(e, dtype=float)) for name, e in summary.pooled.items()}
+        | {name: ((), value) for name, value in summary.pooled_weights.items()},
+        coords=statistic,
+        attrs=notes,
+    )
+    groups["diagnostics/contexts"] = xarray.Dataset(
+        {name: (("statistic", "context"), e) for name, e in summary.contexts.items()}
+        | {name: ("context", values) for name, values in summary.weights.items()},
+        coords=statistic | coords,
+    )
+    return xarray.DataTree.from_dict(groups)
+
+
+def _by_context(values: Array, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Outcomes (n, *contexts, ...) as (n, contexts, ...), in their own dtype."""
+    array = np.asarray(values.detach().cpu() if is_torch_array(values) else values)
+    if array.shape[: len(shape)] != shape:
+        raise ValueError(
+            f"outcomes {name!r} have shape {array.shape}; their leading axes must be those of "
+            f"the log-weights, {shape}"
+        )
+    return array.reshape(shape[0], -1, *array.shape[len(shape) :])

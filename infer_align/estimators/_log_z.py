@@ -1,0 +1,218 @@
+"""Rules for the log-partition function log Z = log E_q[P/q] of an unnormalised target.
+
+All but `known_log_z` estimate it from importance weights, per context, over axis 0. An Ẑ that
+does not contain the outcome it is used for (leave-one-out, or earlier steps only) gives the exact
+gradient at that Ẑ; for power families (the KLs, χ², Hellinger, α) that is the right gradient up
+to a positive scale, so only JS and TV need Ẑ for the direction.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+
+from infer_align.estimators._baselines import _decay
+from infer_align._numerics import Array, logmeanexp, logsumexp, namespace
+from infer_align.estimators._weights import LogWeights
+
+State = dict[str, Any]
+INF = math.inf
+
+
+class LogZ(NamedTuple):
+    """A log-Z rule: ``init() -> state`` and ``update(state, weights) -> (log_z, state)``.
+
+    ``log_z`` has shape (n or 1, *contexts), and is −inf where no outcome was accepted.
+    """
+
+    init: Callable[[], State]
+    update: Callable[[State, LogWeights], tuple[Array, State]]
+    name: str
+    value: Any = None
+    known: bool = False
+    learnt: bool = False
+    independent: bool = True
+    min_outcomes: int = 1
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def known_log_z(value: float | Float[Any, "*contexts"]) -> LogZ:
+    """A log Z known beforehand: one number, or one per context (in the order of the contexts)."""
+
+    def update(state: State, weights: LogWeights) -> tuple[Array, State]:
+        xp = namespace(weights.policy)
+        one = xp.zeros_like(weights.policy[:1])
+        return one + xp.asarray(value, dtype=one.dtype), state
+
+    return LogZ(dict, update, "known_log_z", value=value, known=True)
+
+
+def batch_log_z(*, leave_one_out: bool = False) -> LogZ:
+    """Log-mean of the batch's importance weights, per context.
+
+    Parameters
+    ----------
+    leave_one_out : bool
+        Leave outcome i out of its own Ẑ₋ᵢ: no bias beyond that of an independent Ẑ from n − 1
+        outcomes, at O(n²) cost. Default False: one Ẑ for all, with a bias of order 1/n.
+    """
+
+    def update(state: State, weights: LogWeights) -> tuple[Array, State]:
+        log_w = weights.log_weight
+        if not leave_one_out:
+            return logmeanexp(log_w, keepdims=True), state
+        xp = namespace(log_w)
+        n = log_w.shape[0]
+        own = xp.reshape(xp.arange(n), (n, 1)) == xp.reshape(xp.arange(n), (1, n))
+        own = xp.reshape(own, (n, n) + (1,) * (log_w.ndim - 1))
+        others = xp.where(own, -INF, log_w[:, None, ...])
+        return logsumexp(others) - math.log(max(n - 1, 1)), state
+
+    name = "batch_log_z(leave_one_out)" if leave_one_out else "batch_log_z"
+    return LogZ(
+        dict, update, name, independent=leave_one_out, min_outcomes=2 if leave_one_out else 1
+    )
+
+
+def running_log_z(*, decay: float | None = None) -> LogZ:
+    """Log-mean of the importance weights of all *earlier* steps; the batch's at the first.
+
+    For contexts that are the same, in the same order, at every step (one prompt, or a fixed
+    list); `per_context_log_z` is for prompts drawn anew at each step. Every step's weights are
+    unbiased for Z whatever its proposal was, so steps of a moving policy can be pooled.
+
+    Parameters
+    ----------
+    decay : float, optional
+        Weight of a step relative to the next one, in (0, 1). Default: all steps count alike.
+    """
+    log_keep = math.log(_decay(decay))
+
+    def init() -> State:
+        return {"log_total": -INF, "log_count": -INF}
+
+    def update(state: State, weights: LogWeights) -> tuple[Array, State]:
+        now = logmeanexp(weights.log_weight)
+        xp = namespace(now)
+        total, count = (xp.asarray(state[k], dtype=now.dtype) for k in ("log_total", "log_count"))
+        if total.shape not in ((), now.shape):
+            raise ValueError(
+                f"running_log_z saw contexts of shape {tuple(total.shape)} before and "
+                f"{tuple(now.shape)} now; for prompts that change between steps use "
+                "per_context_log_z(number of prompts)"
+            )
+        new_total, new_count = _remember(xp, total + log_keep, count + log_keep, now)
+        return _recall(xp, total, count, now), {"log_total": new_total, "log_count": new_count}
+
+    return LogZ(init, update, "running_log_z")
+
+
+def per_context_log_z(num_contexts: int, *, decay: float | None = None) -> LogZ:
+    """`running_log_z` kept in a table, one entry for each of ``num_contexts`` contexts.
+
+    The columns of a batch are found by ``LogWeights.context``; a context that was never seen
+    uses the batch's log Z.
+
+    Parameters
+    ----------
+    num_contexts : int
+        Number of distinct contexts; ids run from 0.
+    decay : float, optional
+        Weight of a visit relative to the next one, in (0, 1).
+    """
+    log_keep = math.log(_decay(decay))
+    if num_contexts < 1:
+        raise ValueError(f"num_contexts must be at least 1, got {num_contexts}")
+
+    def init() -> State:
+        return {"log_total": [-INF] * num_contexts, "log_count": [-INF] * num_contexts}
+
+    def update(state: State, weights: LogWeights) -> tuple[Array, State]:
+        now = logmeanexp(weights.log_weight)
+        xp = namespace(now)
+        ids = _ids(xp, weights, num_contexts, "per_context_log_z")
+        table = [xp.asarray(state[k], dtype=now.dtype) for k in ("log_total", "log_count")]
+        seen = _seen(xp, ids, num_contexts)
+        flat = xp.reshape(now, (1, -1))
+        add_total = logsumexp(xp.where(seen, flat, -INF), axis=1)
+        add_count = logsumexp(xp.where(seen, xp.zeros_like(flat), -INF), axis=1)
+        fade = xp.where(xp.any(seen, axis=1), log_keep, 0.0)
+        added = zip(table, (add_total, add_count), strict=True)
+        new_total, new_count = (xp.logaddexp(t + fade, a) for t, a in added)
+        total, count = (_look_up(xp, t, ids, now.shape) for t in table)
+        new = {"log_total": new_total, "log_count": new_count}
+        return _recall(xp, total, count, now), new
+
+    return LogZ(init, update, "per_context_log_z")
+
+
+def learnt_log_z(
+    initial: float | Float[Any, " contexts"] = 0.0, *, learning_rate: float = 0.1
+) -> LogZ:
+    """A log Z that descends the trajectory-balance loss, ∂/∂log Z = mean residual.
+
+    Parameters
+    ----------
+    initial : float or array, shape (num_contexts,)
+        Starting value; with several contexts one for each, found by ``LogWeights.context``.
+    learning_rate : float
+        Step size of plain gradient descent.
+    """
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+
+    def init() -> State:
+        return {"log_z": initial}
+
+    def update(state: State, weights: LogWeights) -> tuple[Array, State]:
+        xp = namespace(weights.policy)
+        table = xp.reshape(xp.asarray(state["log_z"], dtype=weights.policy.dtype), (-1,))
+        size = table.shape[0]
+        ids = _ids(xp, weights, size, "learnt_log_z")
+        d = xp.mean(weights.policy - weights.target, axis=0)
+        value = _look_up(xp, table, ids, d.shape)
+        residual = xp.reshape(d + value, (1, -1))
+        step = xp.sum(xp.where(_seen(xp, ids, size), residual, 0.0), axis=1) / ids.shape[0]
+        new = xp.reshape(table - learning_rate * step, xp.asarray(state["log_z"]).shape)
+        return xp.zeros_like(weights.policy[:1]) + value, {"log_z": new}
+
+    return LogZ(init, update, "learnt_log_z", value=initial, learnt=True)
+
+
+def _remember(xp: Any, total: Array, count: Array, now: Array) -> tuple[Array, Array]:
+    return xp.logaddexp(total, now), xp.logaddexp(count, xp.zeros_like(now))
+
+
+def _recall(xp: Any, total: Array, count: Array, now: Array) -> Array:
+    """Mean of the earlier weights; of this batch's where there are none."""
+    known = total > -INF
+    past = xp.where(known, total, 0.0) - xp.where(known, count, 0.0)
+    return xp.where(known, past, now)[None, ...]
+
+
+def _ids(xp: Any, weights: LogWeights, size: int, who: str) -> Array:
+    """Context ids of the columns, flat; all 0 for a table of one and no contexts."""
+    if weights.context is not None:
+        return xp.reshape(xp.asarray(weights.context), (-1,))
+    if size == 1 and weights.policy.ndim == 1:
+        return xp.zeros_like(xp.arange(1))
+    raise ValueError(
+        f"{who} has log Z for {size} contexts and got log-weights of shape "
+        f"{tuple(weights.policy.shape)} without saying which context each column is; pass "
+        "LogWeights(context=ids)"
+    )
+
+
+def _seen(xp: Any, ids: Array, size: int) -> Array:
+    """seen[k, x]: column x is context k. A context may stand in several columns."""
+    return xp.reshape(xp.arange(size), (size, 1)) == xp.reshape(ids, (1, -1))
+
+
+def _look_up(xp: Any, table: Array, ids: Array, shape: tuple[int, ...]) -> Array:
+    """Table entries of the columns; NaN, which `check` and `fit` refuse, for an unknown id."""
+    size = table.shape[0]
+    value = xp.take(table, xp.clip(ids, 0, size - 1), axis=0)
+    return xp.reshape(xp.where((ids >= 0) & (ids < size), value, math.nan), shape)

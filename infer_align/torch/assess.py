@@ -1,0 +1,183 @@
+"""Measure how close a policy is to a target, on fresh draws."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from infer_align import diagnostics
+from infer_align.estimators import LogWeights
+from infer_align.targets import Target, add_potential
+from infer_align.torch.contexts import bind
+from infer_align.torch.continuations import Continuations
+from infer_align.torch.fit import draw
+from infer_align.torch.pyro import Program
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["Draws", "assess", "collect"]
+
+Feature = Callable[..., Tensor]
+CHUNK = 128
+"""Outcomes per prompt drawn at once."""
+
+
+class Draws(NamedTuple):
+    """Outcomes of a policy with all that `infer_align.diagnostics` needs to know of them."""
+
+    outcomes: Tensor
+    weights: LogWeights
+    log_prior: Tensor
+    log_potential: Tensor
+    features: dict[str, Tensor]
+    sample_score_difference: float
+
+    def assess(self, *, contexts: Sequence[str] | None = None) -> "xarray.DataTree":
+        """These draws as an assessed ArviZ tree.
+
+        Parameters
+        ----------
+        contexts : sequence of str, optional
+            Labels of the contexts.
+        """
+        return diagnostics.assess(
+            self.weights,
+            log_prior=self.log_prior,
+            features=self.features,
+            contexts=contexts,
+            outcomes=self.outcomes,
+            max_sample_score_difference=self.sample_score_difference,
+        )
+
+
+@torch.no_grad()
+def collect(
+    policy: Any,
+    target: Target | Program,
+    prompts: Sequence[Any] | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    n: int = 1024,
+    features: Mapping[str, Feature] | None = None,
+    proposal: Any = None,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Draws:
+    """Draw outcomes of a policy and evaluate the target on them.
+
+    Parameters
+    ----------
+    policy : callable from contexts to a distribution
+    target : Pyro program or Target
+    prompts, columns
+        Contexts, as for `infer_align.torch.fit`.
+    n : int
+        Outcomes per prompt.
+    features : mapping from name to callable, optional
+        ``feature(y, *contexts) -> (n, *contexts)``, to be averaged under policy and target.
+    proposal : callable from contexts to a distribution, optional
+        Draw from it in place of the policy, and weight.
+    seed : int
+        Of the draws; take another one than the fit's.
+    progress : callable, optional
+        Called with the number of outcomes per prompt drawn so far.
+
+    Returns
+    -------
+    Draws
+        Float64 on the CPU. ``sample_score_difference`` is the largest gap between the sampler's
+        and the scorer's log-probability of an outcome, in nats; NaN with a proposal.
+    """
+    if n < 2:
+        raise ValueError(f"an assessment needs at least 2 outcomes per prompt, got n={n}")
+    bound, contexts = bind(target, prompts, columns)
+    every = torch.arange(len(contexts))
+    arguments = contexts.of_target(every)
+    generator = torch.Generator().manual_seed(seed)
+    distribution = policy(*contexts.of_policy(every))
+    source = distribution if proposal is None else proposal(*contexts.of_policy(every))
+    parts: list[dict[str, Tensor]] = []
+    for start in range(0, n, CHUNK):
+        size = min(CHUNK, n - start)
+        y, log_drawn = draw(source, size, generator)
+        part = {"y": y, "drawn": log_drawn.double()}
+        if proposal is not None or isinstance(distribution, Continuations):
+            part["policy"] = distribution.log_prob(y).double()
+        else:
+            part["policy"] = part["drawn"]
+        part["prior"] = bound.given(*arguments).log_prob(y).double()
+        part["potential"] = bound.log_potential(y, *arguments).double()
+        for name, feature in (features or {}).items():
+            part[f"feature {name}"] = torch.as_tensor(feature(y, *arguments)).double()
+        parts.append(part)
+        if progress is not None:
+            progress(start + size)
+    all_ = {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]}
+    weights = LogWeights(
+        policy=all_["policy"] if proposal is not None else all_["drawn"],
+        target=add_potential(all_["prior"], all_["potential"], bound.name),
+        proposal=None if proposal is None else all_["drawn"],
+        context=contexts.ids(every),
+    )
+    gap = float((all_["policy"] - all_["drawn"]).abs().max()) if proposal is None else float("nan")
+    return Draws(
+        all_["y"],
+        weights,
+        all_["prior"],
+        all_["potential"],
+        {k.removeprefix("feature "): v for k, v in all_.items() if k.startswith("feature ")},
+        gap,
+    )
+
+
+def assess(
+    policy: Any,
+    target: Target | Program,
+    prompts: Sequence[Any] | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    n: int = 1024,
+    features: Mapping[str, Feature] | None = None,
+    proposal: Any = None,
+    seed: int = 0,
+) -> "xarray.DataTree":
+    """Estimates of log Z, divergences, ESS, k̂ and feature means from fresh draws.
+
+    Parameters
+    ----------
+    policy : callable from contexts to a distribution
+    target : Pyro program or Target
+    prompts, columns, n, features, proposal, seed
+        As for `collect`.
+
+    Returns
+    -------
+    xarray.DataTree
+        See `infer_align.diagnostics.assess`; ``diagnostics.table(tree)`` prints it.
+
+    Examples
+    --------
+    >>> import pyro, torch, pyro.distributions as dist
+    >>> from infer_align import diagnostics
+    >>> from infer_align.torch import assess
+    >>> prior = dist.Categorical(torch.tensor([0.5, 0.5], dtype=torch.float64))
+    >>> def program():
+    ...     y = pyro.sample("y", prior)
+    ...     pyro.factor("reward", 1.0 * y)
+    >>> tree = assess(lambda: prior, program, n=1000)
+    >>> round(float(diagnostics.estimates(tree)["log_z"].value), 1)     # log((1 + e)/2)
+    0.6
+    """
+    draws = collect(
+        policy, target, prompts, columns, n=n, features=features, proposal=proposal, seed=seed
+    )
+    labels = None if prompts is None else [_label(p) for p in prompts]
+    return draws.assess(contexts=labels)
+
+
+def _label(prompt: Any) -> str:
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], Mapping):
+        return str(prompt[-1].get("content", prompt))
+    return str(prompt)

@@ -1,0 +1,98 @@
+"""The contexts of a conditional target: prompts, and the data columns its program reads."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infer_align.targets import Target
+from infer_align.torch.pyro import Program, context_names
+from infer_align.torch.pyro import target as as_target
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Prompts and columns, and how they reach a target and a policy.
+
+    Parameters
+    ----------
+    prompts : list or None
+        ``None`` for an unconditional target.
+    columns : tuple of lists
+        In the order in which the program takes them after the prompts.
+    takes_prompts : bool
+        Whether the target has the prompts as its first argument.
+    """
+
+    prompts: Sequence[Any] | None
+    columns: tuple[Sequence[Any], ...]
+    takes_prompts: bool
+
+    def __len__(self) -> int:
+        return 1 if self.prompts is None else len(self.prompts)
+
+    def of_policy(self, ids: Tensor) -> tuple[Any, ...]:
+        """Arguments of the policy for some of the contexts."""
+        return () if self.prompts is None else (_pick(self.prompts, ids),)
+
+    def of_target(self, ids: Tensor) -> tuple[Any, ...]:
+        """Arguments of the target for some of the contexts."""
+        if not self.takes_prompts:
+            return ()
+        prompts = None if self.prompts is None else _pick(self.prompts, ids)
+        return (prompts, *(_pick(c, ids) for c in self.columns))
+
+    def ids(self, chosen: Tensor) -> Tensor:
+        """Context ids as `LogWeights` has them: without an axis for no prompts."""
+        return chosen[0] if self.prompts is None else chosen
+
+
+def bind(
+    target: Target | Program,
+    prompts: Sequence[Any] | None,
+    columns: Mapping[str, Sequence[Any]] | None,
+) -> tuple[Target, Contexts]:
+    """A target and its contexts, with the columns found by the program's argument names.
+
+    Raises
+    ------
+    ValueError
+        For no prompts in the list, a column that the program lacks or that is missing, or a
+        column of another length than the prompts.
+    """
+    columns = dict(columns or {})
+    if prompts is not None and len(prompts) == 0:
+        raise ValueError("prompts is an empty list; give at least one, or None for no prompt")
+    if isinstance(target, Target):
+        if columns:
+            raise ValueError(
+                f"columns {sorted(columns)} cannot reach target {target.name!r}, which is not a "
+                "program; write the target as a Pyro program with arguments of these names"
+            )
+        return target, Contexts(prompts, (), prompts is not None)
+    names = context_names(target)
+    if prompts is not None and not names:
+        raise ValueError(
+            f"{len(prompts)} prompts were given and the program takes no argument; write it as "
+            "def program(prompts): ..., or leave the prompts out"
+        )
+    wanted = names[1:]
+    if set(wanted) != set(columns):
+        raise ValueError(
+            f"the program's arguments after the prompts are {wanted} and the columns given are "
+            f"{sorted(columns)}; give a column for each argument, and no other"
+        )
+    for name, values in columns.items():
+        if prompts is None or len(values) != len(prompts):
+            raise ValueError(
+                f"column {name!r} has {len(values)} entries for "
+                f"{0 if prompts is None else len(prompts)} prompts; give one for each prompt"
+            )
+    ordered = tuple(columns[name] for name in wanted)
+    return as_target(target), Contexts(prompts, ordered, bool(names))
+
+
+def _pick(values: Sequence[Any], ids: Tensor) -> list[Any]:
+    return [values[i] for i in torch.atleast_1d(ids).tolist()]

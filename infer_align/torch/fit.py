@@ -1,0 +1,395 @@
+"""Fit a policy to a target: a generator of steps.
+
+The caller owns the loop, leaves it when it likes and logs what it likes. On-policy, a step is one
+sampling pass (which also gives log π), one scoring pass of the prior, one evaluation of the
+potential, and one forward and backward pass of the policy. The coefficients are computed once
+for the whole batch before the first backward pass, so micro-batches change nothing.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from infer_align import estimators
+from infer_align.estimators import Estimator, LogWeights
+from infer_align.targets import Target, add_potential
+from infer_align.torch.contexts import Contexts, bind
+from infer_align.torch.continuations import Continuations
+from infer_align.torch.pyro import Program
+
+__all__ = ["FitState", "Step", "fit"]
+
+
+class FitState(NamedTuple):
+    """All that a fit needs, beside the policy's parameters, to go on from here."""
+
+    index: int
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    generators: dict[str, torch.Generator]
+    estimator: dict[str, Any]
+    batch: dict[str, Any] | None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and tensors, for `infer_align.torch.checkpoints`."""
+        return {
+            "index": self.index,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "generators": {k: g.get_state() for k, g in self.generators.items()},
+            "estimator": self.estimator,
+            "batch": self.batch,
+        }
+
+
+class Step(NamedTuple):
+    """One optimiser step.
+
+    ``metrics`` are numbers about the batch *before* the update: ``reward`` (mean
+    log-potential of accepted outcomes), ``acceptance``, ``kl_prior``, ``reverse_kl``,
+    ``forward_kl`` (estimates in nats), ``log_z``, ``ess`` (share of n), ``grad_norm``,
+    ``skipped``, ``learning_rate``, ``tokens``, and ``seconds_`` of each phase.
+    """
+
+    index: int
+    outcomes: Tensor
+    weights: LogWeights
+    metrics: dict[str, float]
+    state: FitState
+
+
+def fit(
+    policy: Any,
+    target: Target | Program,
+    estimator: Estimator,
+    *,
+    prompts: Sequence[Any] | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    n: int = 64,
+    steps: int = 100,
+    prompts_per_step: int | None = None,
+    learning_rate: float = 2e-4,
+    optimizer: torch.optim.Optimizer | None = None,
+    scheduler: Any = None,
+    max_grad_norm: float | None = 1.0,
+    token_budget: int | None = None,
+    proposal: Any = None,
+    reuse: int = 1,
+    seed: int = 0,
+    resume: Mapping[str, Any] | None = None,
+) -> Iterator[Step]:
+    """Fit a policy to a target with an estimator's gradient, step by step.
+
+    Parameters
+    ----------
+    policy : CausalLM, or module that is a callable from contexts to a distribution
+        What is fitted, in place. It has ``parameters()``.
+    target : Pyro program or Target
+    estimator : Estimator
+    prompts : list, optional
+        Contexts; ``None`` for an unconditional target.
+    columns : mapping from name to list, optional
+        Data columns, one entry a prompt, passed to the program's arguments of the same names.
+    n : int
+        Outcomes drawn per prompt and step.
+    steps : int
+        Optimiser steps in all, counted from 0 also after a resume.
+    prompts_per_step : int, optional
+        Prompts drawn without replacement at each step. Default: all of them.
+    learning_rate : float
+        Of the default optimiser, AdamW without weight decay.
+    optimizer : torch.optim.Optimizer, optional
+        Over the policy's parameters.
+    scheduler : torch learning-rate scheduler, optional
+        Stepped once a step.
+    max_grad_norm : float, optional
+        The gradient's L2 norm is clipped here; ``None`` for no clipping.
+    token_budget : int, optional
+        Largest number of tokens of one forward and backward pass. Changes no gradient.
+    proposal : callable from contexts to a distribution, optional
+        Outcomes are drawn from it in place of the policy, and importance-weighted.
+    reuse : int
+        Optimiser steps on each batch. After the first the batch is off-policy, with the
+        log-probabilities it was drawn with as the proposal's.
+    seed : int
+        Every role (sampling, prompts) has a generator of its own, made from it.
+    resume : mapping, optional
+        ``FitState.state_dict()`` of an earlier fit with the same arguments.
+
+    Yields
+    ------
+    Step
+
+    Raises
+    ------
+    ValueError
+        For arguments that cannot be right, for log-weights that the estimator refuses, and for
+        a gradient that is not finite. The policy then is as after the last step yielded.
+    """
+    for what, value in (("n", n), ("steps", steps), ("reuse", reuse)):
+        if value < 1:
+            raise ValueError(f"{what} must be at least 1, got {value}")
+    bound, contexts = bind(target, prompts, columns)
+    if prompts_per_step is not None and not 1 <= prompts_per_step <= len(contexts):
+        raise ValueError(
+            f"prompts_per_step must lie in 1 to {len(contexts)}, the number of prompts, got "
+            f"{prompts_per_step}"
+        )
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError(
+            "the policy has no trainable parameters; a CausalLM gets them with .trainable()"
+        )
+    run = _Fit(
+        policy=policy,
+        target=bound,
+        contexts=contexts,
+        estimator=estimator,
+        proposal=proposal,
+        parameters=parameters,
+        optimizer=optimizer
+        or torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0),
+        scheduler=scheduler,
+        generators={
+            role: torch.Generator().manual_seed(seed + k * 2**32)
+            for k, role in enumerate(("sampling", "prompts"))
+        },
+        n=n,
+        prompts_per_step=prompts_per_step,
+        max_grad_norm=max_grad_norm,
+        token_budget=token_budget,
+        estimator_state=estimator.init(),
+    )
+    first = 0 if resume is None else run.restore(resume)
+    for index in range(first, steps):
+        yield run.step(index, fresh=index % reuse == 0)
+
+
+_Parts = Iterator[tuple[Tensor, Tensor]]
+
+
+@dataclass
+class _Batch:
+    """Outcomes as they were drawn, and what does not change while they are reused."""
+
+    ids: Tensor
+    outcomes: Tensor
+    log_drawn: Tensor
+    log_prior: Tensor
+    log_potential: Tensor
+    log_density: Tensor
+
+
+@dataclass
+class _Fit:
+    """The moving parts of `fit`."""
+
+    policy: Any
+    target: Target
+    contexts: Contexts
+    estimator: Estimator
+    proposal: Any
+    parameters: list[torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    generators: dict[str, torch.Generator]
+    n: int
+    prompts_per_step: int | None
+    max_grad_norm: float | None
+    token_budget: int | None
+    estimator_state: dict[str, Any]
+    batch: _Batch | None = None
+
+    def step(self, index: int, *, fresh: bool) -> Step:
+        """Draw (or reuse) a batch, compute its coefficients, and descend."""
+        clock = _Clock()
+        if fresh or self.batch is None:
+            self.batch = self._draw(clock)
+        batch = self.batch
+        distribution = self.policy(*self.contexts.of_policy(batch.ids))
+        on_policy = fresh and self.proposal is None
+        parts = _log_prob_in_parts(distribution, batch.outcomes, self.token_budget)
+        if on_policy:
+            log_policy = batch.log_drawn
+        else:
+            log_policy, parts = self._score(distribution, batch, parts)
+        clock.lap("score")
+        weights = LogWeights(
+            policy=log_policy,
+            target=batch.log_density,
+            proposal=None if on_policy else batch.log_drawn,
+            context=self.contexts.ids(batch.ids),
+        )
+        estimators.check(self.estimator, weights)
+        update = self.estimator.update(self.estimator_state, weights)
+        coefficients, info = update.coefficients, update.info
+        if not bool(torch.isfinite(coefficients).all()):
+            raise ValueError(
+                f"{self.estimator.name} gave coefficients that are not finite at step {index}: "
+                "the policy and the target (or the proposal) are too far apart for the floats; "
+                "use a bounded divergence (jensen_shannon), or clip= and truncate="
+            )
+        skipped = bool((coefficients == 0).all())
+        metrics = _metrics(weights, batch, info)
+        if skipped:
+            metrics["grad_norm"] = 0.0
+        else:
+            metrics |= self._descend(parts, coefficients, log_policy)
+        self.estimator_state = update.state
+        clock.lap("update")
+        metrics |= {"skipped": float(skipped), "learning_rate": self._learning_rate()}
+        if self.scheduler is not None:
+            self.scheduler.step()
+        metrics |= {"tokens": float(_tokens(distribution, batch.outcomes)), **clock.seconds}
+        state = FitState(
+            index + 1,
+            self.optimizer,
+            self.scheduler,
+            self.generators,
+            self.estimator_state,
+            asdict(batch),
+        )
+        return Step(index, batch.outcomes, weights, metrics, state)
+
+    def restore(self, saved: Mapping[str, Any]) -> int:
+        """Continue from a state that `FitState.state_dict` gave; returns its step."""
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.scheduler is not None and saved["scheduler"] is not None:
+            self.scheduler.load_state_dict(saved["scheduler"])
+        for role, state in saved["generators"].items():
+            self.generators[role].set_state(state)
+        self.estimator_state = saved["estimator"]
+        self.batch = None if saved["batch"] is None else _Batch(**saved["batch"])
+        return int(saved["index"])
+
+    def _draw(self, clock: "_Clock") -> _Batch:
+        total = len(self.contexts)
+        ids = torch.arange(total)
+        if self.prompts_per_step is not None and self.prompts_per_step < total:
+            order = torch.randperm(total, generator=self.generators["prompts"])
+            ids = order[: self.prompts_per_step].sort().values
+        source = self.policy if self.proposal is None else self.proposal
+        distribution = source(*self.contexts.of_policy(ids))
+        outcomes, log_drawn = draw(distribution, self.n, self.generators["sampling"])
+        clock.lap("sample")
+        arguments = self.contexts.of_target(ids)
+        with torch.no_grad():
+            log_prior = self.target.given(*arguments).log_prob(outcomes).double()
+            clock.lap("score")
+            potential = self.target.log_potential(outcomes, *arguments).double()
+            clock.lap("reward")
+        density = add_potential(log_prior, potential, self.target.name)
+        return _Batch(ids, outcomes, log_drawn.double(), log_prior, potential, density)
+
+    def _score(
+        self, distribution: Any, batch: _Batch, parts: _Parts
+    ) -> tuple[Tensor, _Parts]:
+        """Log-probs at these parameters; a batch that is one part keeps its graph for later."""
+        rows, log_prob = next(parts)
+        shape = batch.log_drawn.shape
+        if len(rows) == shape.numel():
+            scored = torch.empty(shape.numel(), dtype=torch.float64)
+            scored[rows.cpu()] = log_prob.detach().double().cpu()
+            return scored.reshape(shape), iter([(rows, log_prob)])
+        with torch.no_grad():
+            log_prob = distribution.log_prob(batch.outcomes).double()
+        return log_prob, _log_prob_in_parts(distribution, batch.outcomes, self.token_budget)
+
+    def _descend(
+        self, parts: _Parts, coefficients: Tensor, log_policy: Tensor
+    ) -> dict[str, float]:
+        """One optimiser step along (c * log_prob).sum(), in micro-batches."""
+        self.optimizer.zero_grad(set_to_none=True)
+        c, expected = coefficients.reshape(-1), log_policy.reshape(-1)
+        difference = 0.0
+        for rows, log_prob in parts:
+            # 0 · (−inf) would be NaN: outcomes without a coefficient have no gradient.
+            used = torch.where(c[rows] != 0, log_prob, 0.0)
+            (c[rows] * used).sum().backward()
+            gap = (log_prob.detach() - expected[rows]).abs()
+            difference = max(difference, float(gap.nan_to_num(0.0).max()))
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.parameters, math.inf if self.max_grad_norm is None else self.max_grad_norm
+        )
+        if not bool(torch.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise ValueError(
+                "the gradient is not finite and no step was taken; lower the learning rate, or "
+                "run in float32"
+            )
+        self.optimizer.step()
+        return {"grad_norm": float(norm), "sample_score_difference": difference}
+
+    def _learning_rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+def draw(distribution: Any, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Outcomes (n, *contexts, ...) of any distribution, with log-probs, from a generator."""
+    if isinstance(distribution, Continuations):
+        return distribution.sample_with_log_prob((n,), generator=generator)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.set_rng_state(generator.get_state())
+        outcomes = distribution.sample((n,))
+        generator.set_state(torch.get_rng_state())
+        return outcomes, distribution.log_prob(outcomes)
+
+
+def _log_prob_in_parts(
+    distribution: Any, outcomes: Tensor, token_budget: int | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Log-probs with a graph, of flat row numbers: in parts where the distribution has them."""
+    if not isinstance(distribution, Continuations):
+        log_prob = distribution.log_prob(outcomes).reshape(-1)
+        yield torch.arange(len(log_prob)), log_prob
+        return
+    for rows in distribution.micro_batches(outcomes, token_budget):
+        yield rows, distribution.log_prob_rows(outcomes, rows)
+
+
+def _tokens(distribution: Any, outcomes: Tensor) -> int:
+    if isinstance(distribution, Continuations):
+        return int(distribution.lengths(outcomes).sum())
+    return outcomes.numel()
+
+
+def _metrics(weights: LogWeights, batch: _Batch, info: dict[str, Any]) -> dict[str, float]:
+    """Estimates from this batch, averaged over contexts; they precede the update."""
+    log_w, v = weights.log_weight, weights.importance
+    accepted = log_w > -math.inf
+    w = (log_w - log_w.amax(0).clamp(min=-1e300)).exp()
+    log_z = log_w.logsumexp(0) - math.log(len(log_w))
+    d = weights.policy - weights.target
+    share = w / w.sum(0).clamp(min=1e-300)
+    ess = 1 / (share**2).sum(0).clamp(min=1e-300) / len(log_w)
+    reward = torch.where(accepted, v * batch.log_potential, 0.0).sum(0) / (v * accepted).sum(0)
+    known = {
+        "reward": reward.mean(),
+        "acceptance": accepted.double().mean(),
+        "kl_prior": (v * (weights.policy - batch.log_prior)).mean(0).mean(),
+        "reverse_kl": ((v * d).mean(0) + log_z).mean(),
+        "forward_kl": (torch.where(accepted, -share * d, 0.0).sum(0) - log_z).mean(),
+        "log_z": log_z.mean(),
+        "ess": torch.where(accepted.any(0), ess, 0.0).mean(),
+    }
+    extra = {k: info[k] for k in ("undefined", "coefficient_bias") if k in info}
+    return {k: float(x) for k, x in (known | extra).items()}
+
+
+@dataclass
+class _Clock:
+    """Seconds spent in each phase of a step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    last: float = field(default_factory=time.perf_counter)
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        key = f"seconds_{phase}"
+        self.seconds[key] = self.seconds.get(key, 0.0) + now - self.last
+        self.last = now

@@ -1,0 +1,253 @@
+"""Pyro programs as targets.
+
+A Pyro program is a target as it stands: its latent ``sample`` sites are the prior, its ``factor``
+sites and observed sites the potential. It is vectorised: given outcomes on axis 0, every site's
+log-probability must have shape exactly ``(n, *contexts)``. Its arguments are the contexts.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from infer_align.targets import Target
+
+__all__ = ["context_names", "target"]
+
+Program = Callable[..., Any]
+Outcome = Tensor | dict[str, Tensor]
+
+
+def target(program: Program | Target, *, name: str | None = None) -> Target:
+    r"""Target declared by a Pyro program: log P(y|x) is the sum of its sites' log-probs.
+
+    Parameters
+    ----------
+    program : callable
+        A Pyro program. With one latent site an outcome is that site's value; with several, a
+        dict from site to value. A `Target` passes through.
+    name : str, optional
+        Default: the program's name.
+
+    Returns
+    -------
+    Target
+        Its prior is the distribution of the latent sites given the program's arguments.
+
+    Requirements
+    ------------
+    Every site has one log-probability an outcome, of shape ``(n, *contexts)``. On first use a
+    batch is compared with two of its outcomes alone, so that a potential that mixes outcomes is
+    refused.
+
+    Raises
+    ------
+    ValueError
+        When evaluated: for a site of another shape, a program without a latent site, or a
+        potential that depends on the other outcomes of the batch.
+
+    Examples
+    --------
+    >>> import pyro, torch, pyro.distributions as dist
+    >>> from infer_align.torch import target
+    >>> def program():
+    ...     y = pyro.sample("y", dist.Categorical(torch.tensor([0.5, 0.5])))
+    ...     pyro.factor("reward", 2.0 * y)
+    >>> target(program).log_density(torch.tensor([0, 1]))
+    tensor([-0.6931,  1.3069])
+    """
+    if isinstance(program, Target):
+        return program
+    if not callable(program):
+        raise TypeError(f"a target is a Pyro program or a Target, got {type(program).__name__}")
+    label = name or getattr(program, "__name__", "program")
+    view = _ProgramView(program, label)
+    return Target(view.prior, view.log_potential, label)
+
+
+def context_names(program: Program) -> list[str]:
+    """Names of a program's arguments: the prompts first, then the data columns it reads.
+
+    Parameters
+    ----------
+    program : callable
+    """
+    return list(inspect.signature(program).parameters)
+
+
+@dataclass
+class _ProgramView:
+    """A program seen as a prior and a potential."""
+
+    program: Program
+    name: str
+    checked: bool = field(default=False)
+
+    def prior(self, *contexts: Any) -> "ProgramPrior":
+        return ProgramPrior(self.program, contexts, self.name)
+
+    def log_potential(self, y: Outcome, *contexts: Any) -> Tensor:
+        potential = self._potential(y, contexts)
+        if not self.checked:
+            self._compare_with_single_outcomes(y, contexts, potential)
+            self.checked = True
+        return potential
+
+    def _potential(self, y: Outcome, contexts: Sequence[Any]) -> Tensor:
+        with _Sites(self.name, y) as sites:
+            self.program(*contexts)
+        sites.finish()
+        return sum(sites.potential, torch.zeros(sites.shape, device=sites.device))
+
+    def _compare_with_single_outcomes(
+        self, y: Outcome, contexts: Sequence[Any], potential: Tensor
+    ) -> None:
+        for i in sorted({0, len(potential) - 1}):
+            one = {k: v[i : i + 1] for k, v in y.items()} if isinstance(y, dict) else y[i : i + 1]
+            alone = self._potential(one, contexts)[0]
+            same = torch.isclose(alone, potential[i], rtol=1e-4, atol=1e-4, equal_nan=True)
+            if not bool(same.all()):
+                raise ValueError(
+                    f"the potential of program {self.name!r} gives outcome {i} "
+                    f"{potential[i].flatten()[:3].tolist()} in a batch of {len(potential)} and "
+                    f"{alone.flatten()[:3].tolist()} alone; it must treat outcomes separately: "
+                    "reduce over the last axis, never over axis 0"
+                )
+
+
+@dataclass(frozen=True)
+class ProgramPrior:
+    """Distribution of a program's latent sites, given its arguments."""
+
+    program: Program
+    contexts: Sequence[Any]
+    name: str
+
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Outcome:
+        """Outcomes drawn by running the program: an array, or a dict of several sites.
+
+        Parameters
+        ----------
+        sample_shape : tuple of int
+            ``(n,)`` for n outcomes.
+        """
+        with _Sites(self.name, None, sample_shape) as sites:
+            self.program(*self.contexts)
+        sites.finish()
+        return sites.values if len(sites.values) > 1 else next(iter(sites.values.values()))
+
+    def log_prob(self, value: Outcome) -> Tensor:
+        """Sum of the latent sites' log-probs, of shape (n, *contexts).
+
+        Parameters
+        ----------
+        value : tensor or dict of tensors
+            Outcomes on axis 0.
+        """
+        sites = _Sites(self.name, value, stop=not isinstance(value, dict))
+        try:
+            with sites:
+                self.program(*self.contexts)
+        except _Enough:
+            pass
+        sites.finish()
+        return sum(sites.prior[1:], sites.prior[0])
+
+
+class _Enough(Exception):  # noqa: N818
+    """The one latent site has been read: the rest of the program need not run."""
+
+
+class _Sites(Messenger):
+    """Runs a program at given outcomes (or draws them) and collects its sites' log-probs."""
+
+    def __init__(
+        self,
+        program: str,
+        y: Outcome | None,
+        sample_shape: tuple[int, ...] = (),
+        *,
+        stop: bool = False,
+    ) -> None:
+        super().__init__()
+        self.program, self.y, self.sample_shape, self.stop = program, y, sample_shape, stop
+        self.values: dict[str, Tensor] = {}
+        self.prior: list[Tensor] = []
+        self.potential: list[Tensor] = []
+        self.shape = torch.Size()
+        self.device = torch.device("cpu")
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            if msg["fn"].subsample_size not in (None, msg["fn"].size):
+                raise ValueError(
+                    f"plate {msg['name']!r} of program {self.program!r} draws a subsample, which "
+                    "makes the density random; use the whole plate"
+                )
+        elif not msg["is_observed"]:
+            msg["value"], msg["done"] = self._value(msg["name"], msg["fn"]), True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) or (self.y is None and msg["is_observed"]):
+            return
+        value, observed = msg["value"], msg["is_observed"]
+        if not observed:
+            event = len(msg["fn"].event_shape)
+            if not self.values:
+                self.shape, self.device = value.shape[: value.ndim - event], value.device
+            self.values[msg["name"]] = value
+            if self.y is None or (not self.stop and not isinstance(self.y, dict)):
+                return  # only the potential is wanted: the prior may be a costly network
+        term = scale_and_mask(msg["fn"].log_prob(value), msg["scale"], msg["mask"])
+        if term.shape != self.shape:
+            raise ValueError(
+                f"site {msg['name']!r} of program {self.program!r} has log-probability of shape "
+                f"{tuple(term.shape)}; needed is one number an outcome, {tuple(self.shape)}: sum "
+                "over trailing axes with .sum(-1) or .to_event(1), and never over outcomes"
+            )
+        (self.potential if observed else self.prior).append(term)
+        if self.stop and not observed:
+            raise _Enough
+
+    def _value(self, site: str, fn: Any) -> Tensor:
+        if self.y is None:
+            missing = len(self.sample_shape) if not self.values else 0
+            return fn.sample(self.sample_shape if missing else self._missing_shape(fn))
+        if isinstance(self.y, dict):
+            if site not in self.y:
+                raise ValueError(
+                    f"program {self.program!r} has a latent site {site!r} and the outcome has "
+                    f"sites {sorted(self.y)}; give every latent site a value"
+                )
+            return self.y[site]
+        if self.values:
+            raise ValueError(
+                f"program {self.program!r} has several latent sites ({', '.join(self.values)}, "
+                f"{site}), so an outcome is a dict from site to value; got one array"
+            )
+        return self.y
+
+    def _missing_shape(self, fn: Any) -> tuple[int, ...]:
+        """A later site needs sample axes only if it does not depend on an earlier one."""
+        return self.sample_shape if len(fn.batch_shape) < len(self.shape) else ()
+
+    def finish(self) -> None:
+        """Refuse a program without latent sites and outcomes for sites it does not have."""
+        if not self.values:
+            raise ValueError(
+                f"program {self.program!r} has no latent sample site, so it has no prior; draw "
+                'the outcome with pyro.sample("y", distribution)'
+            )
+        unused = set(self.y) - set(self.values) if isinstance(self.y, dict) else set()
+        if unused:
+            raise ValueError(
+                f"program {self.program!r} has no latent site {sorted(unused)}; its latent sites "
+                f"are {sorted(self.values)}"
+            )

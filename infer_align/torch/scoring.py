@@ -1,0 +1,108 @@
+"""Log-probabilities of given continuations: one teacher-forced pass, prompts read along.
+
+Rows are padded on the right, after their last token, with explicit positions and mask, so a
+row's numbers do not depend on its neighbours. The language-model head runs on the columns
+that predict completion tokens only. A token's log-probability is its logit minus the
+logsumexp of its column, in at least float32; the tokens after the first EOS carry none.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from infer_align.torch.networks import Network
+
+
+def lengths(network: Network, tokens: Tensor) -> Tensor:
+    """Number of tokens up to the first EOS, itself included; all T where there is none."""
+    ended = network.is_eos(tokens).cumsum(-1) > 0
+    return tokens.shape[-1] - ended.sum(-1) + ended.any(-1)
+
+
+def micro_batches(
+    network: Network,
+    prompts: Sequence[Sequence[int]],
+    index: Tensor,
+    tokens: Tensor,
+    token_budget: int | None = None,
+) -> Iterator[Tensor]:
+    """Row numbers of each forward pass: sorted by width, at most ``token_budget`` tokens.
+
+    A row wider than the budget is a batch of its own.
+    """
+    budget = network.token_budget if token_budget is None else token_budget
+    if budget < 1:
+        raise ValueError(f"token_budget must be at least 1, got {budget}")
+    sizes = torch.tensor([len(p) for p in prompts], device=index.device)[index]
+    widths = (sizes + lengths(network, tokens).to(index.device) - 1).cpu()
+    order = torch.argsort(widths, stable=True)
+    batch: list[int] = []
+    for row in order.tolist():
+        # Sorted: the newest row is the widest.
+        if batch and (len(batch) + 1) * int(widths[row]) > budget:
+            yield torch.tensor(batch, device=index.device)
+            batch = []
+        batch.append(row)
+    if batch:
+        yield torch.tensor(batch, device=index.device)
+
+
+def log_prob_per_token(
+    network: Network, prompts: Sequence[Sequence[int]], index: Tensor, tokens: Tensor
+) -> Tensor:
+    """Log-probability of each token of the rows, in one forward pass; 0 after the first EOS.
+
+    Parameters
+    ----------
+    network : Network
+        The model.
+    prompts : sequence of token-id sequences
+        The contexts.
+    index : int tensor (rows,)
+        Which prompt each row continues.
+    tokens : int tensor (rows, T)
+        The continuations.
+
+    Returns
+    -------
+    float tensor (rows, T)
+        Nats; differentiable with respect to the parameters that require a gradient.
+    """
+    network.activate()
+    device = network.device
+    index, tokens = index.to(device), tokens.to(device)
+    used = lengths(network, tokens)
+    padded, sizes = _pad_right(prompts, device)
+    padded, sizes = padded[index], sizes[index]
+    # Column s holds prompt[s] before the prompt's end, then the completion, then zeros.
+    width = int((sizes + used).max())
+    column = torch.arange(width, device=device).expand(len(index), -1)
+    last = max(padded.shape[1] - 1, 0)
+    from_prompt = padded.gather(1, column.clamp(max=last))
+    offset = (column - sizes[:, None]).clamp(min=0, max=tokens.shape[1] - 1)
+    ids = torch.where(column < sizes[:, None], from_prompt, tokens.gather(1, offset))
+    ids = torch.where(column < (sizes + used)[:, None], ids, 0)
+
+    inputs, positions = ids[:, :-1], column[:, :-1]
+    mask = (positions < (sizes + used - 1)[:, None]).long()
+    first = int(sizes.min()) - 1  # the earliest column that predicts a completion token
+    logits, _ = network(inputs, mask, positions, keep=width - 1 - first)
+    network.counts["scored_rows"] += len(index)
+    network.counts["grad_rows"] += len(index) if logits.requires_grad else 0
+    # The logit minus the logsumexp of its column, with a fused backward pass.
+    targets = ids[:, first + 1 :]
+    scores = -F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    scores = scores.reshape(targets.shape)
+
+    step = torch.arange(tokens.shape[1], device=device).expand(len(index), -1)
+    where = (sizes[:, None] - 1 - first + step).clamp(max=scores.shape[1] - 1)
+    return torch.where(step < used[:, None], scores.gather(1, where), 0.0)
+
+
+def _pad_right(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids (prompts, widest) and lengths (prompts,)."""
+    width = max(len(p) for p in prompts)
+    ids = torch.tensor([list(p) + [0] * (width - len(p)) for p in prompts], device=device)
+    return ids, torch.tensor([len(p) for p in prompts], device=device)
