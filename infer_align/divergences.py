@@ -162,9 +162,7 @@ def _half_sign(xp: Any, log_t: Array) -> Array:
 
 
 _tv = _generator(lambda xp, x: 0.5 * xp.abs(xp.expm1(x)), 0.5, INF)
-total_variation = FDivergence(
-    "total_variation", _tv, _generator(_half_sign, -0.5, 0.5), _tv
-)
+total_variation = FDivergence("total_variation", _tv, _generator(_half_sign, -0.5, 0.5), _tv)
 
 _js = _generator(
     lambda xp, x: 0.5 * (xp.exp(x) * (math.log(2) - softplus(-x)) + math.log(2) - softplus(x)),
@@ -245,9 +243,7 @@ def generalized_jensen_shannon(w: float) -> FDivergence:
         raise ValueError(f"the weight of the target must lie in [0, 1], got {w}")
     if w in (0, 1):
         return forward_kl if w == 0 else reverse_kl
-    f_prime = _generator(
-        lambda xp, x: -_log_mixture(xp, -x, w) / w, -INF, -math.log1p(-w) / w
-    )
+    f_prime = _generator(lambda xp, x: -_log_mixture(xp, -x, w) / w, -INF, -math.log1p(-w) / w)
     return FDivergence(f"generalized_jensen_shannon({w:g})", _gjs_f(w), f_prime, _gjs_f(1 - w))
 
 

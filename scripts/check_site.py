@@ -28,8 +28,8 @@ def public_names() -> dict[str, list[str]]:
     names = {}
     for path in sorted((ROOT / "infer_align").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if any(part.startswith("_") for part in parts):
-            continue
+        if any(part.startswith("_") for part in parts) or "cli" in parts:
+            continue  # the surface of cli is the command line
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
                 names[".".join(parts)] = list(ast.literal_eval(node.value))

@@ -40,7 +40,7 @@ def main() -> None:
     """Run the checks in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="wheel-") as name:
         folder = Path(name)
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-qq"]
         call(*pip, "wheel", "--no-deps", "-w", folder, ROOT, cwd=folder)
         wheel = next(folder.glob("infer_align-*.whl"))
         packed = [n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("infer_align/_m")]
@@ -51,7 +51,7 @@ def main() -> None:
 
         call(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
         binaries = folder / "venv" / "bin"
-        install = [binaries / "python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
+        install = [binaries / "python", "-m", "pip", "--disable-pip-version-check", "-qq"]
         constraints = ("install", "-c", ROOT / "constraints.txt")
         call(*install, *constraints, wheel, cwd=folder)
         call(

@@ -106,9 +106,7 @@ def f_dpg(
     )
 
 
-def reinforce(
-    *, baseline: Baseline | None = None, truncate: float | None = None
-) -> Estimator:
+def reinforce(*, baseline: Baseline | None = None, truncate: float | None = None) -> Estimator:
     r"""REINFORCE on the KL-regularised reward, with the KL as k1 in the reward.
 
     .. math:: c_i = \frac1n \frac{π_i}{q_i} (\log π_i - \log P_i - b_i)

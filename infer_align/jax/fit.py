@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import optax
 
 from infer_align import estimators
 from infer_align.estimators import Estimator, LogWeights
 from infer_align.jax._batch import Batch, draw, metrics, weigh
-from infer_align.jax.numpyro import Program
+from infer_align.jax.numpyro import Program, ProgramPrior
 from infer_align.jax.numpyro import target as as_target
-from infer_align.targets import HasLogProb, Target
+from infer_align.targets import Target
 
 __all__ = ["FitState", "Step", "fit", "policy_gradient"]
 
@@ -131,7 +132,7 @@ def fit(
             f"{estimator.name} needs at least {estimator.min_outcomes} outcomes per context, "
             f"got n={n}; raise n"
         )
-    if isinstance(policy, HasLogProb):
+    if isinstance(policy, dist.Distribution | ProgramPrior):
         raise TypeError(
             "the policy is a distribution, which has no parameters to fit; pass a function from "
             "parameters to a distribution, such as infer_align.jax.tabular"
@@ -145,10 +146,15 @@ def fit(
         proposal=proposal,
         n=n,
     )
-    state = resume
-    if state is None:
-        state = FitState(0, run.optimizer.init(params), estimator.init())
-    return run.steps(key, params, state, steps)
+    fresh = FitState(0, run.optimizer.init(params), estimator.init())
+    if resume is not None:
+        for what, new, old in zip(fresh._fields, fresh, resume, strict=True):
+            if jax.tree.structure(new) != jax.tree.structure(old):
+                raise ValueError(
+                    f"the {what} state to resume from was made by another {what}; resume with "
+                    "the arguments of the earlier fit"
+                )
+    return run.steps(key, params, fresh if resume is None else resume, steps)
 
 
 def policy_gradient(
@@ -224,7 +230,7 @@ class _Fit:
     def _draw(self, key: jax.Array, params: Any, contexts: tuple[Any, ...]) -> Batch:
         policy = self.policy(params, *contexts)
         proposal = self.proposal
-        if proposal is not None and not isinstance(proposal, HasLogProb):
+        if proposal is not None and not isinstance(proposal, dist.Distribution | ProgramPrior):
             proposal = proposal(params, *contexts)
         return draw(key, policy, proposal, self.target, self.n, contexts)
 

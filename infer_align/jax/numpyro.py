@@ -230,12 +230,13 @@ class ProgramPrior:
         return shapes
 
     def _refuse_random_density(self, site: dict[str, Any]) -> None:
-        if site["type"] == "plate" and site["args"][0] != site["args"][1]:
-            raise ValueError(
-                f"plate {site['name']!r} of program {self.name!r} draws a subsample of "
-                f"{site['args'][1]} of {site['args'][0]}, which makes the density random; use "
-                "the whole plate"
-            )
+        if site["type"] == "plate":
+            size, drawn = site["args"]
+            if drawn not in (None, size):
+                raise ValueError(
+                    f"plate {site['name']!r} of program {self.name!r} draws a subsample of "
+                    f"{drawn} of {size}, which makes the density random; use the whole plate"
+                )
         latent = site["type"] == "sample" and not site["is_observed"]
         if latent and _is_masked(site["fn"]):
             raise ValueError(
@@ -244,9 +245,7 @@ class ProgramPrior:
                 "drawn, and mask the factor instead"
             )
 
-    def _by_site(
-        self, value: Outcome, shapes: dict[str, tuple[int, ...]]
-    ) -> dict[str, jax.Array]:
+    def _by_site(self, value: Outcome, shapes: dict[str, tuple[int, ...]]) -> dict[str, jax.Array]:
         if not isinstance(value, dict):
             if len(shapes) > 1:
                 raise ValueError(

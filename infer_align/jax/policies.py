@@ -159,7 +159,6 @@ class Tabular(dist.Distribution):
         Every outcome once. Any other value has log-probability −inf.
     """
 
-    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012
     pytree_data_fields = ("logits", "outcomes")
     has_enumerate_support = True
 
@@ -223,7 +222,6 @@ class TokenSequence(dist.Distribution):
         Value of the entries after the first EOS.
     """
 
-    arg_constraints = {"initial": constraints.real_vector}  # noqa: RUF012
     pytree_data_fields = ("initial", "transition")
     pytree_aux_fields = ("length", "eos", "pad")
     has_enumerate_support = True

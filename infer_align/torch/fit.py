@@ -152,8 +152,7 @@ def fit(
         estimator=estimator,
         proposal=proposal,
         parameters=parameters,
-        optimizer=optimizer
-        or torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0),
+        optimizer=optimizer or torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0),
         scheduler=scheduler,
         generators={
             role: torch.Generator().manual_seed(seed + k * 2**32)
@@ -286,9 +285,7 @@ class _Fit:
         density = add_potential(log_prior, potential, self.target.name)
         return _Batch(ids, outcomes, log_drawn.double(), log_prior, potential, density)
 
-    def _score(
-        self, distribution: Any, batch: _Batch, parts: _Parts
-    ) -> tuple[Tensor, _Parts]:
+    def _score(self, distribution: Any, batch: _Batch, parts: _Parts) -> tuple[Tensor, _Parts]:
         """Log-probs at these parameters; a batch that is one part keeps its graph for later."""
         rows, log_prob = next(parts)
         shape = batch.log_drawn.shape
@@ -300,9 +297,7 @@ class _Fit:
             log_prob = distribution.log_prob(batch.outcomes).double()
         return log_prob, _log_prob_in_parts(distribution, batch.outcomes, self.token_budget)
 
-    def _descend(
-        self, parts: _Parts, coefficients: Tensor, log_policy: Tensor
-    ) -> dict[str, float]:
+    def _descend(self, parts: _Parts, coefficients: Tensor, log_policy: Tensor) -> dict[str, float]:
         """One optimiser step along (c * log_prob).sum(), in micro-batches."""
         self.optimizer.zero_grad(set_to_none=True)
         c, expected = coefficients.reshape(-1), log_policy.reshape(-1)

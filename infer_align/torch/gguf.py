@@ -8,6 +8,7 @@ import importlib.metadata
 import mmap
 import struct
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
@@ -42,7 +43,7 @@ def smollm2_path() -> Path:
         With the line that installs it.
     """
     try:
-        path = Path(importlib.metadata.distribution(SMOLLM2_PACKAGE).locate_file(SMOLLM2_FILE))
+        path = Path(str(importlib.metadata.distribution(SMOLLM2_PACKAGE).locate_file(SMOLLM2_FILE)))
     except importlib.metadata.PackageNotFoundError:
         path = None
     if path is None or not path.is_file():
@@ -98,7 +99,7 @@ def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
 
     It changes runs of spaces before digits and fractions such as a half.
     """
-    backend = tokenizer.backend_tokenizer
+    backend: Any = tokenizer.backend_tokenizer
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),

@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
+from transformers import Cache, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class SharedModel:
 
     module: PreTrainedModel
     peft: "PeftModel | None" = None
-    layers: list[nn.Module] = field(default_factory=list)
+    layers: list[Any] = field(default_factory=list)
     active: str | None = None
 
     def add_adapter(self, *, rank: int, alpha: int, target_modules: str | list[str]) -> str:
@@ -89,10 +89,11 @@ class SharedModel:
         # leaf silently: a graph recorded before the switch would lose its gradient.
         for name in self.peft.peft_config:
             for parameter in self.adapter_parameters(name).values():
-                parameter.requires_grad_(requires_grad=True)
+                parameter.requires_grad = True
 
     def adapter_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
         """Parameters of one adapter by name."""
+        assert self.peft is not None, "adapters live in self.peft"
         return {k: p for k, p in self.peft.named_parameters() if adapter in k.split(".")}
 
     def _fresh_name(self) -> str:
@@ -151,6 +152,11 @@ class Network:
         return self.shared.module.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Type of the log-probabilities: at least float32."""
+        return at_least_float32(self.shared.module.dtype)
+
+    @property
     def vocab_size(self) -> int:
         """Number of token ids that the network gives a probability to."""
         return self.shared.module.config.get_text_config().vocab_size
@@ -169,9 +175,15 @@ class Network:
         return torch.isin(tokens, self._eos.to(tokens.device))
 
     def __call__(
-        self, input_ids: Tensor, mask: Tensor, positions: Tensor, keep: int, cache: object = None,
-        *, use_cache: bool = False,
-    ) -> tuple[Tensor, object]:  # fmt: skip
+        self,
+        input_ids: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        keep: int,
+        cache: Cache | None = None,
+        *,
+        use_cache: bool = False,
+    ) -> tuple[Tensor, Any]:
         """Logits of the last ``keep`` columns in at least float32, and the key-value cache."""
         self.counts["network_calls"] += 1
         # An index tensor, not a number: the slice that a number makes is not contiguous, and
@@ -179,7 +191,7 @@ class Network:
         width = input_ids.shape[1]
         columns = torch.arange(width - keep, width, device=input_ids.device)
         only = {"logits_to_keep": columns} if self._keeps_logits and keep < width else {}
-        out: ModelOutput = self.shared.module(
+        out: CausalLMOutputWithPast = self.shared.module(
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=positions,

@@ -150,7 +150,7 @@ class CausalLM:
         else:
             model, tokenizer = storage.load_folder(str(path_or_id), dtype)
         return cls(
-            model.to(device),
+            model.to(torch.device(device)),  # type: ignore[arg-type]
             tokenizer,
             max_new_tokens=max_new_tokens,
             eos_token_ids=eos_token_ids,
@@ -386,17 +386,16 @@ class CausalLM:
             )
         settings = json.loads((folder / SETTINGS).read_text())
         settings["max_new_tokens"] = max_new_tokens or settings["max_new_tokens"]
-        is_adapter = (folder / "adapter_config.json").is_file()
-        if is_adapter and prior is None:
-            raise ValueError(
-                f"{folder} holds an adapter: pass prior=, the model that it was fitted from"
-            )
-        if not is_adapter:
+        if not (folder / "adapter_config.json").is_file():
             lm = cls.from_pretrained(folder, dtype=dtype, device=device, **settings)
             if prior is not None:
                 lm._prior = prior
                 lm._network.shared.module.requires_grad_(requires_grad=True)
             return lm
+        if prior is None:
+            raise ValueError(
+                f"{folder} holds an adapter: pass prior=, the model that it was fitted from"
+            )
         policy = copy.copy(prior)
         policy._prior = prior
         policy.max_new_tokens = settings["max_new_tokens"]

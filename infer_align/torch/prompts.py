@@ -85,34 +85,40 @@ def _encode_one(
         return [start_token_id]
     if isinstance(prompt, Tensor | np.ndarray):
         return [int(i) for i in prompt.tolist()]
-    is_chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
-    if not isinstance(prompt, str) and not is_chat:
-        return [int(i) for i in prompt]
+    messages = None if isinstance(prompt, str) else [m for m in prompt if isinstance(m, Mapping)]
+    if not isinstance(prompt, str) and not messages:
+        return [int(i) for i in prompt if not isinstance(i, Mapping)]
     if tokenizer is None:
         raise ValueError(
             "this CausalLM has no tokenizer, so prompts must be token ids: pass lists of ints, or "
             "give CausalLM a tokenizer"
         )
-    if is_chat:
-        if tokenizer.chat_template is None:
-            raise ValueError(
-                "got chat messages, but the tokenizer has no chat template: pass text, or set "
-                "tokenizer.chat_template"
-            )
-        # The template writes the special tokens itself.
-        text = tokenizer.apply_chat_template(
-            [dict(m) for m in prompt], tokenize=False, add_generation_prompt=True
+    if isinstance(prompt, str):
+        return _encode_text(prompt, tokenizer)
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "got chat messages, but the tokenizer has no chat template: pass text, or set "
+            "tokenizer.chat_template"
         )
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-    return _encode_text(prompt, tokenizer)
+    # The template writes the special tokens itself.
+    text = tokenizer.apply_chat_template(
+        [{str(k): str(v) for k, v in m.items()} for m in messages or []],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    return _plain_ids(str(text), tokenizer)
+
+
+def _plain_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of a text, begun with the tokenizer's own prefix (BOS) once and ended with nothing."""
-    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+    plain = _plain_ids(text, tokenizer)
     if tokenizer.bos_token_id is not None and plain[:1] == [tokenizer.bos_token_id]:
         return plain  # the text has its BOS already
-    full = tokenizer(text)["input_ids"]
+    full = list(tokenizer(text)["input_ids"])
     # Some tokenizers append EOS, which would end the prompt before its continuation.
     for prefix in range(len(full) - len(plain) + 1):
         if full[prefix : prefix + len(plain)] == plain:

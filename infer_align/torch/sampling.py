@@ -61,12 +61,9 @@ def sample(
     ).to(network.device)
     fill = network.eos_token_ids[0] if network.eos_token_ids else 0
     tokens = torch.full((len(index), length), fill, device=network.device)
-    log_prob = None
+    log_prob = torch.zeros(len(index), dtype=network.dtype, device=network.device)
     for rows in _batches(network, prompts, index.cpu(), length):
-        drawn, scores = _decode(network, prompts, index.cpu()[rows], uniforms[rows])
-        tokens[rows] = drawn
-        log_prob = scores.new_zeros(len(index)) if log_prob is None else log_prob
-        log_prob[rows] = scores
+        tokens[rows], log_prob[rows] = _decode(network, prompts, index.cpu()[rows], uniforms[rows])
     if not bool(torch.isfinite(log_prob).all()):
         raise FloatingPointError(
             "the network gave logits that are not finite while sampling; check its weights, or "

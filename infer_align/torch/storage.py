@@ -82,6 +82,7 @@ def save_adapter(shared: SharedModel, adapter: str, folder: Path) -> None:
     """Write one adapter at the root of the folder, where plain ``peft`` looks for it."""
     from peft import get_peft_model_state_dict
 
+    assert shared.peft is not None, "there is an adapter, so there is its owner"
     state = get_peft_model_state_dict(
         shared.peft, adapter_name=adapter, save_embedding_layers=False
     )

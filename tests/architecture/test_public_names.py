@@ -27,6 +27,7 @@ def public_modules() -> list[Path]:
             for part in path.relative_to(PACKAGE).parts
         )
         and path != PACKAGE / "__init__.py"
+        and path.parent != PACKAGE / "cli"  # its surface is the command line
     )
 
 

@@ -250,9 +250,7 @@ def test_alpha_dpg_pseudo_reward():
     a, y = 0.25, np.arange(6)
     log_p = POLICY + np.array([5.0, -1.0, 0.3, 2.0, -4.0, 3.0])
     rule, base = estimators.known_log_z(0.0), estimators.dpg()
-    estimator = estimators.f_dpg(
-        divergences.alpha(a), log_z=rule, baseline=base, clip=10 / (1 - a)
-    )
+    estimator = estimators.f_dpg(divergences.alpha(a), log_z=rule, baseline=base, clip=10 / (1 - a))
     c, _, info = estimator.update(estimator.init(), LogWeights(POLICY[y], log_p[y]))
     reward = np.minimum(np.exp(log_p - POLICY) ** (1 - a) - 1, 10)
     np.testing.assert_allclose(-c * 6 * (1 - a), reward)
@@ -339,7 +337,10 @@ def test_check_refuses_what_cannot_be_right():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: estimators.f_dpg(divergences.forward_kl, log_z=estimators.learnt_log_z()), "log Z"),
+        (
+            lambda: estimators.f_dpg(divergences.forward_kl, log_z=estimators.learnt_log_z()),
+            "log Z",
+        ),
         (lambda: estimators.trajectory_balance(log_z=estimators.batch_log_z()), r"vargrad\(\)"),
         (lambda: estimators.f_dpg(divergences.forward_kl, clip=-1.0), "clip must be positive"),
         (lambda: estimators.running(decay=1.5), r"decay must lie in \(0, 1\), got 1.5"),

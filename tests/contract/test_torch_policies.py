@@ -176,7 +176,7 @@ def test_dropout_is_inert() -> None:
     assert torch.equal(lm(PROMPTS).log_prob(y), lm(PROMPTS).log_prob(y))
 
 
-@pytest.mark.parametrize("budget", [1, 7, 23, 64])
+@pytest.mark.parametrize("budget", [1, 23])
 def test_micro_batches_do_not_change_the_gradient(lm: CausalLM, budget: int) -> None:
     policy = lm.trainable()
     continuations = policy(PROMPTS)
@@ -195,6 +195,22 @@ def test_micro_batches_do_not_change_the_gradient(lm: CausalLM, budget: int) -> 
 
     whole = gradient(10**6)
     assert (gradient(budget) - whole).norm() < 1e-10 * whole.norm()
+
+
+def test_the_gradient_is_that_of_the_definition(lm: CausalLM) -> None:
+    policy = lm.trainable()
+    parameters = [p for n, p in policy.named_parameters()]
+    found = torch.autograd.grad(
+        policy([[1, 2]]).log_prob(torch.tensor([[[3, 0, EOS, 1]]])).sum(),
+        parameters,
+        allow_unused=True,
+    )
+    logits = policy.module(torch.tensor([[1, 2, 3, 0]])).logits[0, 1:].log_softmax(-1)
+    definition = logits[0, 3] + logits[1, 0] + logits[2, EOS]
+    expected = torch.autograd.grad(definition, parameters, allow_unused=True)
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
 def test_micro_batches_respect_the_budget() -> None:
@@ -240,10 +256,11 @@ def test_unconditional_has_no_context_axis() -> None:
     assert lm(None).batch_shape == ()
     y = lm().sample((6,))
     assert y.shape == (6, LENGTH)
-    assert torch.equal(lm(None).log_prob(y), lm([[0]]).log_prob(y[:, None])[:, 0])
+    assert torch.allclose(lm(None).log_prob(y), lm([[0]]).log_prob(y[:, None])[:, 0])
     other = CausalLM(tiny_model("gpt2"), None, max_new_tokens=LENGTH, start_token_id=3)
-    assert torch.equal(other(None).log_prob(y), lm([[3]]).log_prob(y[:, None])[:, 0])
-    assert torch.equal(other([None, [1]]).log_prob(each_prompt(y, 2))[:, 0], other().log_prob(y))
+    log_prob = other(None).log_prob(y)
+    assert torch.allclose(log_prob, lm([[3]]).log_prob(y[:, None])[:, 0])
+    assert torch.allclose(other([None, [1]]).log_prob(each_prompt(y, 2))[:, 0], log_prob)
 
 
 def test_pyro_sites_have_one_log_prob_an_outcome() -> None:

@@ -29,9 +29,7 @@ def test_log_ratio_of_two_zeros_is_zero(xp):
     """0/0 counts as 1: such an outcome has no weight anyway, and no NaN."""
     a = xp.asarray(np.array([-math.inf, -math.inf, 0.5]))
     b = xp.asarray(np.array([-math.inf, 1.0, -math.inf]))
-    np.testing.assert_array_equal(
-        np.asarray(numerics.log_ratio(a, b)), [0.0, -math.inf, math.inf]
-    )
+    np.testing.assert_array_equal(np.asarray(numerics.log_ratio(a, b)), [0.0, -math.inf, math.inf])
 
 
 @LIBRARIES

@@ -1,0 +1,291 @@
+"""Assessments of a run: drawn, kept as ArviZ trees, compared, and judged.
+
+All that a table or a report shows is computed from the trees, which are on disk.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from infer_align import diagnostics
+from infer_align.cli.console import meter
+from infer_align.cli.job import Job
+from infer_align.diagnostics import Estimate
+from infer_align.divergences import forward_kl, jensen_shannon, reverse_kl, total_variation
+from infer_align.estimators import LogWeights
+
+if TYPE_CHECKING:
+    import xarray
+
+    from infer_align.torch import CausalLM
+
+COMPARED = (reverse_kl, forward_kl, jensen_shannon, total_variation)
+ENUMERABLE = 20_000
+"""Most outcomes per prompt of which exact divergences are computed."""
+
+
+class Row(NamedTuple):
+    """A line of the before/after table, as text."""
+
+    label: str
+    before: str
+    after: str
+    change: str = ""
+    heading: bool = False
+
+
+class Verdict(NamedTuple):
+    """Whether a fit came closer to its target, and why."""
+
+    passed: bool
+    reasons: list[tuple[bool, str]]
+
+
+def evaluate(job: Job, policy: "CausalLM", *, n: int, seed: int, label: str) -> "xarray.DataTree":
+    """Assess a policy on fresh draws, with a progress bar."""
+    from infer_align.torch import collect
+
+    with meter(label, n, lines=4) as bar:
+        drawn = collect(
+            policy, job.program, job.prompts, job.columns, n=n, features=job.features,
+            seed=seed, progress=bar.advance,
+        )  # fmt: skip
+    if not drawn.features and bool(np.isfinite(drawn.log_potential.numpy()).all()):
+        drawn = drawn._replace(features={"log_potential": drawn.log_potential})
+    tree = drawn.assess(contexts=job.labels)
+    tree.attrs["seed"] = seed
+    for name, value in {**_exact(job, policy), **_diversity(tree, policy)}.items():
+        tree["diagnostics"].attrs[name] = value
+    return tree
+
+
+def _exact(job: Job, policy: "CausalLM") -> dict[str, float]:
+    """Exact divergences, averaged over prompts, where the outcomes can be listed."""
+    import torch
+
+    from infer_align.exact import Space
+    from infer_align.torch.contexts import bind
+
+    lm = job.lm
+    eos = lm.eos_token_ids
+    if lm.vocab_size**lm.max_new_tokens > ENUMERABLE:
+        return {}
+    space = Space.sequences(
+        lm.vocab_size, lm.max_new_tokens, eos=eos or None, pad=eos[0] if eos else 0, xp=torch
+    )
+    target, contexts = bind(job.program, job.prompts, job.columns)
+    every = torch.arange(len(contexts))
+    with torch.no_grad():
+        log_policy = space.log_prob(policy(*contexts.of_policy(every))).double()
+        log_density = _for_each(space, target, contexts, every).double()
+        log_z = log_density.logsumexp(0)
+        if not bool(torch.isfinite(log_z).all()):
+            return {}
+        out = {"exact_log_z": float(log_z.mean())}
+        for divergence in COMPARED:
+            value = divergence(log_policy, log_density - log_z)
+            out[f"exact_{divergence.name}"] = float(value.mean())
+    return out
+
+
+def _for_each(space: Any, target: Any, contexts: Any, every: Any) -> Any:
+    """Log densities (N, *contexts); the outcomes of all contexts are the same."""
+    arguments = contexts.of_target(every)
+    y = space.outcomes
+    if contexts.prompts is not None:
+        y = y[:, None, :].expand(-1, len(contexts), -1)
+    return target.log_density(y, *arguments)
+
+
+def _diversity(tree: "xarray.DataTree", lm: "CausalLM") -> dict[str, float]:
+    """distinct-1 and distinct-2 over tokens (Li et al. 2016): distinct n-grams / n-grams."""
+    rows = token_lists(tree, lm)
+    out = {}
+    for size in (1, 2):
+        grams = [tuple(r[i : i + size]) for r in rows for i in range(len(r) - size + 1)]
+        out[f"distinct_{size}"] = len(set(grams)) / len(grams) if grams else math.nan
+    return out
+
+
+def token_lists(tree: "xarray.DataTree", lm: "CausalLM") -> list[list[int]]:
+    """Token ids of all outcomes, EOS and padding left out."""
+    import torch
+
+    y = torch.from_numpy(outcomes(tree).reshape(-1, lm.max_new_tokens))
+    kept = []
+    for row, length in zip(y.tolist(), lm.lengths(y).tolist(), strict=True):
+        kept.append([t for t in row[:length] if t not in lm.eos_token_ids])
+    return kept
+
+
+def outcomes(tree: "xarray.DataTree") -> np.ndarray:
+    """Outcomes (n, contexts, T)."""
+    return np.asarray(tree["outcomes"]["y"].values[0])
+
+
+def stat(tree: "xarray.DataTree", name: str) -> np.ndarray:
+    """A sample statistic (n, contexts)."""
+    return np.asarray(tree["sample_stats"][name].values[0])
+
+
+def log_weights(tree: "xarray.DataTree") -> LogWeights:
+    """The log-weights that a tree was computed from."""
+    return LogWeights(stat(tree, "log_policy"), stat(tree, "log_target"))
+
+
+def headline(tree: "xarray.DataTree") -> str | None:
+    """The feature that stands for the reward: ``reward``, else the first, else none."""
+    names = [n.removeprefix("policy_") for n in diagnostics.estimates(tree) if "policy_" in n]
+    return "reward" if "reward" in names else next(iter(names), None)
+
+
+def exact(tree: "xarray.DataTree", name: str) -> float | None:
+    """An exact value, where the outcomes could be listed."""
+    return tree["diagnostics"].attrs.get(f"exact_{name}")
+
+
+def judge(before: "xarray.DataTree", after: "xarray.DataTree") -> Verdict:
+    """Closer in both KLs (95% intervals), with weights that can be trusted, and a higher reward."""
+    changes = diagnostics.compare(log_weights(before), log_weights(after))
+    reasons = []
+    for divergence, name in ((reverse_kl, "KL(π‖p)"), (forward_kl, "KL(p‖π)")):
+        change = changes[divergence.name]
+        sign = "below" if change.high < 0 else "not below"
+        reasons.append((change.high < 0, f"{name} {_interval(change)}, {sign} zero"))
+    khats = [float(t["diagnostics"]["pareto_khat"]) for t in (before, after)]
+    good = all(k < 0.7 for k in khats)
+    reasons.append((good, f"Pareto k-hat {khats[0]:.2f} and {khats[1]:.2f}, limit 0.7"))
+    log_z = changes["log_z"]
+    agree = abs(log_z.value) <= 4 * log_z.se + 1e-9
+    reasons.append((agree, f"log Z changed by {log_z.value:+.3f} ± {log_z.se:.3f}: 0 expected"))
+    if (name := headline(after)) is not None:
+        old, new = (diagnostics.estimates(t)[f"policy_{name}"].value for t in (before, after))
+        reasons.append((new > old, f"E[{name}] from {old:.3f} to {new:.3f}"))
+    return Verdict(all(ok for ok, _ in reasons), reasons)
+
+
+def _interval(e: Estimate) -> str:
+    mark = "" if e.reliable else " (interval not guaranteed: k-hat ≥ 0.5 or ESS < 200)"
+    return f"changed by {e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]{mark}"
+
+
+def rows(before: "xarray.DataTree | None", after: "xarray.DataTree") -> list[Row]:
+    """The before/after table; without a before, its columns stay empty."""
+    trees = [after] if before is None else [before, after]
+    changes = {}
+    if before is not None:
+        changes = diagnostics.compare(log_weights(before), log_weights(after), divergences=COMPARED)
+    found = [diagnostics.estimates(tree) for tree in trees]
+    names = [n.removeprefix("policy_") for n in found[-1] if n.startswith("policy_")]
+    wanted = [(f"policy_{n}", f"E[{n}] under the policy") for n in names]
+    wanted += [(f"target_{n}", f"E[{n}] under the target") for n in names]
+    wanted += [("kl_prior", "KL(π‖prior)")]
+    wanted += [("reverse_kl", "KL(π‖p), reverse"), ("forward_kl", "KL(p‖π), forward")]
+    wanted += [("jensen_shannon", "Jensen–Shannon"), ("total_variation", "total variation")]
+    wanted += [("log_z", "log Z"), ("entropy", "entropy of π")]
+    if any(f["acceptance"].value < 1 for f in found):
+        wanted.append(("acceptance", "accepted"))
+    out = []
+    for key, label in wanted:
+        cells = [_cell(f[key]) for f in found]
+        change = changes.get(key)
+        if change is None and before is not None and not key.startswith("target_"):
+            change = _difference(found[0][key], found[1][key])
+        out.append(_row(label, cells, "" if change is None else _change(change)))
+        if any(exact(tree, key) is not None for tree in trees):
+            values = [exact(tree, key) for tree in trees]
+            cells = ["" if v is None else f"{v:.3f}" for v in values]
+            gap = "" if len(values) < 2 or None in values else f"{values[1] - values[0]:+.3f}"
+            out.append(_row("    exact", cells, gap if key != "log_z" else ""))
+    return out + _weight_rows(trees)
+
+
+def _weight_rows(trees: Sequence["xarray.DataTree"]) -> list[Row]:
+    """How far the weights and the samples can be trusted."""
+    cells: dict[str, list[str]] = {}
+    for tree in trees:
+        data = tree["diagnostics"]
+        contexts = tree["diagnostics/contexts"].sizes["context"]
+        n, ess = data.attrs["n"], float(data["ess"])
+        each = f"{n}" if contexts == 1 else f"{n} × {contexts} prompts"
+        texts = {
+            "draws": each,
+            "ESS": f"{ess:.0f} ({ess / (n * contexts):.0%})",
+            "Pareto k-hat": f"{float(data['pareto_khat']):.2f}",
+            "distinct-1": f"{data.attrs['distinct_1']:.3f}",
+            "distinct-2": f"{data.attrs['distinct_2']:.3f}",
+            "sample − score": f"{data.attrs['max_sample_score_difference']:.1e} nats",
+        }
+        for name, text in texts.items():
+            cells.setdefault(name, []).append(text)
+    return [_row(name, texts, "") for name, texts in cells.items()]
+
+
+def _row(label: str, cells: Sequence[str], change: str) -> Row:
+    return Row(label, cells[0] if len(cells) > 1 else "", cells[-1], change)
+
+
+def _cell(e: Estimate) -> str:
+    if math.isnan(e.value):
+        return "undefined"
+    if not e.reliable:
+        return f"{e.value:.3f} (unreliable)"
+    if e.low == e.high:
+        return f"{e.value:.3f}"
+    return f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
+
+
+def _change(e: Estimate) -> str:
+    if not math.isfinite(e.value):
+        return ""
+    return f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]"
+
+
+def _difference(old: Estimate, new: Estimate) -> Estimate | None:
+    """Of two means from independent draws, with a normal 95% interval."""
+    if not (old.reliable and new.reliable and math.isfinite(new.value - old.value)):
+        return None
+    value, se = new.value - old.value, math.hypot(old.se, new.se)
+    return Estimate(value, se, value - 1.96 * se, value + 1.96 * se, reliable=True)
+
+
+def notes(before: "xarray.DataTree | None", after: "xarray.DataTree") -> list[str]:
+    """The diagnostics' own advice."""
+    out = []
+    for name, tree in (("before: ", before), ("after: " if before is not None else "", after)):
+        if tree is not None:
+            out += [name + n for n in tree["diagnostics"].attrs["notes"].split("\n") if n]
+    return out
+
+
+class Sample(NamedTuple):
+    """An outcome to read."""
+
+    prompt: str
+    completion: str
+    reward: float | None
+
+
+def samples(tree: "xarray.DataTree", lm: "CausalLM", count: int) -> list[Sample]:
+    """The first outcomes, taken in turn from the first prompts."""
+    import torch
+
+    y = outcomes(tree)
+    labels = [str(c) for c in tree["diagnostics/contexts"]["context"].values]
+    name = headline(tree)
+    values = None if name is None else np.asarray(tree["features"][name].values[0])
+    out = []
+    per_prompt = -(-count // min(len(labels), count))
+    for i, k in [(i, k) for k in range(len(labels)) for i in range(per_prompt)][:count]:
+        text = text_of(lm, torch.from_numpy(y[i, k]))
+        out.append(Sample(labels[k], text, None if values is None else float(values[i, k])))
+    return out
+
+
+def text_of(lm: "CausalLM", ids: Any) -> str:
+    """A continuation as text; its token ids, where there is no tokenizer."""
+    if lm.tokenizer is not None:
+        return str(lm.decode(ids))
+    return " ".join(str(i) for i in ids[: int(lm.lengths(ids))].tolist())

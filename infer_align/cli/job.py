@@ -1,0 +1,200 @@
+"""From settings to objects: the model, the target on it, its prompts and its estimator.
+
+Everything that a user can get wrong is found here, before a step is taken or a folder touched.
+Imports torch when called.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infer_align.cli import data
+from infer_align.cli.console import notice
+from infer_align.cli.errors import Stop
+from infer_align.cli.loader import Loaded, load
+from infer_align.cli.settings import Settings, make_divergence, make_estimator
+
+if TYPE_CHECKING:
+    import torch
+
+    from infer_align.estimators import Estimator
+    from infer_align.torch import CausalLM
+
+DTYPES = ("float32", "float64", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a fit or an assessment works on."""
+
+    settings: Settings
+    file: Loaded
+    lm: "CausalLM"
+    program: Any
+    features: Mapping[str, Callable[..., Any]]
+    prompts: list[Any] | None
+    columns: dict[str, list[Any]]
+    estimator: "Estimator"
+
+    @property
+    def labels(self) -> list[str]:
+        """The prompts in words."""
+        return ["(no prompt)"] if self.prompts is None else [data.label(p) for p in self.prompts]
+
+    @property
+    def beta(self) -> float | None:
+        """The temperature, where the file states one."""
+        return self.file.option("BETA")
+
+    def first(self, count: int) -> "Job":
+        """The same on the first prompts only."""
+        if self.prompts is None or len(self.prompts) <= count:
+            return self
+        columns = {name: values[:count] for name, values in self.columns.items()}
+        return replace(self, prompts=self.prompts[:count], columns=columns)
+
+
+def set_threads(threads: int | None) -> int:
+    """Threads of torch: as asked, else as ``OMP_NUM_THREADS`` says, else 1.
+
+    Oversubscribed threads cost far more than a second one gains.
+    """
+    import torch
+
+    if threads is not None or not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(threads or 1)
+    return torch.get_num_threads()
+
+
+def prepare(settings: Settings, *, prompts: Path | None = None) -> Job:
+    """Load and check everything that the settings name.
+
+    Parameters
+    ----------
+    settings : Settings
+    prompts : pathlib.Path, optional
+        Other prompts than those of the settings.
+
+    Raises
+    ------
+    Stop, ValueError, FileNotFoundError
+        With what to do.
+    """
+    _check_names(settings)
+    path = Path(settings.prompts) if prompts is None and settings.prompts else prompts
+    given = None if path is None else data.read_prompts(path)
+    file = load(Path(settings.target), settings.name)
+    texts, columns = (file.option("PROMPTS"), {}) if given is None else given
+    estimator = make_estimator(settings, len(texts or [None]))
+    lm = _language_model(settings, file)
+    if texts is not None:
+        lm.encode_prompts(texts)  # a prompt that does not fit is an error now, not at step 40
+    program = file.make(lm)
+    _check_program(program, file, settings.name)
+    columns = _columns(program, columns, path)
+    make_features = file.option("features")
+    features = {} if make_features is None else make_features(lm)
+    job = Job(settings, file, lm, program, features, texts, columns, estimator)
+    _check_binding(job)
+    return job
+
+
+def _check_names(s: Settings) -> None:
+    """Names, before anything slow is loaded."""
+    if s.divergence is not None:
+        make_divergence(s.divergence)
+    if s.dtype is not None and s.dtype not in DTYPES:
+        raise Stop(f"--dtype {s.dtype!r} is not known; take one of {', '.join(DTYPES)}")
+
+
+def _language_model(s: Settings, file: Loaded) -> "CausalLM":
+    from infer_align.torch import CausalLM
+
+    own = file.option("model")
+    if s.model is None:
+        if own is None:
+            raise Stop(
+                f"which language model? {file.path.name} brings none: give --model a folder, a "
+                ".gguf file or a hub id"
+            )
+        if refused := [f for f in ("dtype", "token_budget") if getattr(s, f) is not None]:
+            flags = ", ".join("--" + f.replace("_", "-") for f in refused)
+            raise Stop(f"{file.path.name} makes its own model: {flags} needs --model")
+        lm = own()
+        if s.max_new_tokens is not None:
+            lm.max_new_tokens = s.max_new_tokens
+        lm.module.to(_device(s.device))
+        return lm
+    length = s.max_new_tokens or file.option("MAX_NEW_TOKENS")
+    if length is None:
+        raise Stop(
+            "how long are the continuations? Give --max-new-tokens, or write MAX_NEW_TOKENS = ... "
+            f"in {file.path.name}"
+        )
+    import torch
+
+    if s.dtype == "bfloat16":
+        notice(
+            "bfloat16 sampling and scoring disagree by up to 0.7 nats a sequence, which is noise "
+            "in the weights; the difference is reported"
+        )
+    options = {} if s.token_budget is None else {"token_budget": s.token_budget}
+    return CausalLM.from_pretrained(
+        s.model,
+        max_new_tokens=length,
+        dtype=getattr(torch, s.dtype or "float32"),
+        device=_device(s.device),
+        **options,
+    )
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise Stop(f"--device {name!r} is not known; take cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise Stop(f"--device {name}: torch sees no GPU here; take --device cpu")
+    return device
+
+
+def _check_program(program: Any, file: Loaded, name: str) -> None:
+    from infer_align.targets import Target
+
+    if not callable(program) and not isinstance(program, Target):
+        raise Stop(
+            f"{file.path}:{name} returned a {type(program).__name__}; it must return a Pyro "
+            "program (a function) or a Target"
+        )
+
+
+def _columns(
+    program: Any, columns: dict[str, list[Any]], path: Path | None
+) -> dict[str, list[Any]]:
+    """The columns that the program reads; the others are named in a notice."""
+    from infer_align.targets import Target
+    from infer_align.torch.pyro import context_names
+
+    wanted = [] if isinstance(program, Target) else context_names(program)[1:]
+    if unused := [name for name in columns if name not in wanted]:
+        notice(
+            f"columns of {path} that the program does not read: {', '.join(unused)} (it reads "
+            f"{', '.join(wanted) or 'the prompts only'})"
+        )
+    return {name: values for name, values in columns.items() if name in wanted}
+
+
+def _check_binding(job: Job) -> None:
+    from infer_align.torch.contexts import bind
+
+    count = 1 if job.prompts is None else len(job.prompts)
+    bind(job.program, job.prompts, job.columns)
+    per_step = job.settings.prompts_per_step
+    if per_step is not None and not 1 <= per_step <= count:
+        raise Stop(
+            f"--prompts-per-step must lie in 1 to {count}, the number of prompts, got {per_step}"
+        )

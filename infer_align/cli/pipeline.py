@@ -1,0 +1,205 @@
+"""The run that `fit` and `demo` share: assess the prior, fit, assess the policy, report."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infer_align.cli import evaluation
+from infer_align.cli.console import live_text, meter, notice, say
+from infer_align.cli.errors import Stop, explain
+from infer_align.cli.job import Job
+from infer_align.cli.report import write_report
+from infer_align.cli.runs import RunFolder, as_line
+from infer_align.cli.settings import FINAL_RATE
+from infer_align.cli.tables import print_notes, print_rows, print_samples, print_verdict
+
+if TYPE_CHECKING:
+    import xarray
+
+    from infer_align.torch import CausalLM
+
+BEFORE_SEED, AFTER_SEED, HELD_OUT_SEED = 1_000_000, 2_000_000, 3_000_000
+"""Added to the run's seed: no assessment shares draws with the fit or with another."""
+
+
+@dataclass
+class StopRequest:
+    """Set by the first interrupt: the step is finished, a checkpoint written."""
+
+    asked: bool = field(default=False)
+
+
+def run(
+    job: Job, folder: RunFolder, *, resume: bool, checkpoint_every: int, title: str
+) -> evaluation.Verdict | None:
+    """Everything after loading; the verdict, or None where nothing was assessed."""
+    try:
+        return _run(job, folder, resume=resume, every=checkpoint_every, title=title)
+    except KeyboardInterrupt:
+        raise Stop(f"interrupted\n{_how_to_go_on(folder)}", code=130) from None
+
+
+def _run(
+    job: Job, folder: RunFolder, *, resume: bool, every: int, title: str
+) -> evaluation.Verdict | None:
+    s = job.settings
+    few = job.first(s.assess_prompts)
+    if s.n_assess and few is not job:
+        notice(f"assessing on the first {s.assess_prompts} of {len(job.labels)} prompts")
+    before = _before(few, folder) if s.n_assess else None
+    policy = train(job, folder, resume=resume, checkpoint_every=every)
+    if before is None:
+        policy.save(folder.policy)
+        say(f"fitted policy: {folder.policy} (not assessed: --n-assess 0)")
+        return None
+    after = evaluation.evaluate(
+        few, policy, n=s.n_assess, seed=s.seed + AFTER_SEED, label="assessing the policy"
+    )
+    save_tree(after, folder.assessment())
+    policy.save(folder.policy)
+    return conclude(few, folder, before, after, title=title)
+
+
+def conclude(
+    job: Job, folder: RunFolder, before: "xarray.DataTree", after: "xarray.DataTree", *, title: str
+) -> evaluation.Verdict:
+    """Print the table, the samples and the verdict, and write the report."""
+    verdict = evaluation.judge(before, after)
+    say()
+    print_rows(evaluation.rows(before, after), before=True)
+    print_notes(evaluation.notes(before, after))
+    print_samples("before", evaluation.samples(before, job.lm, 5))
+    print_samples("after", evaluation.samples(after, job.lm, 5))
+    print_verdict(verdict)
+    write_report(
+        folder.report, title=title, config=folder.read_config(), lm=job.lm, before=before,
+        after=after, metrics=folder.read_metrics(), verdict=verdict, beta=job.beta,
+    )  # fmt: skip
+    say(f"\nreport:  {folder.report}\npolicy:  {folder.policy}")
+    return verdict
+
+
+def _before(job: Job, folder: RunFolder) -> "xarray.DataTree":
+    """The prior's assessment: of the run that is resumed, or a fresh one."""
+    import xarray
+
+    path = folder.assessment("before")
+    if path.is_file():
+        with xarray.open_datatree(path, engine="h5netcdf") as tree:
+            return tree.load()
+    tree = evaluation.evaluate(
+        job, job.lm, n=job.settings.n_assess, seed=job.settings.seed + BEFORE_SEED,
+        label="assessing the prior",
+    )  # fmt: skip
+    save_tree(tree, path)
+    return tree
+
+
+def save_tree(tree: "xarray.DataTree", path: Path) -> None:
+    """Write a tree in one piece."""
+    from infer_align import diagnostics
+
+    fresh = path.with_suffix(".new")
+    diagnostics.save(tree, fresh)
+    fresh.replace(path)
+
+
+def train(job: Job, folder: RunFolder, *, resume: bool, checkpoint_every: int) -> "CausalLM":
+    """Fit, with metrics and checkpoints; the fitted policy."""
+    import torch
+
+    from infer_align.torch import CausalLM, fit, load_checkpoint, save_checkpoint
+    from infer_align.torch.checkpoints import complete
+
+    s = job.settings
+    saved = None
+    if resume:
+        saved = load_checkpoint(folder.checkpoint)
+        policy = CausalLM.load(
+            complete(folder.checkpoint) / "policy", prior=job.lm,
+            dtype=next(job.lm.module.parameters()).dtype, device=job.lm.device,
+        )  # fmt: skip
+    else:
+        policy = job.lm.trainable(lora=s.lora, seed=s.seed)
+    first = 0 if saved is None else int(saved["index"])
+    optimizer = torch.optim.AdamW(list(policy.parameters()), lr=s.learning_rate, weight_decay=0.0)
+    scheduler = None
+    if s.schedule == "linear":
+        scheduler = torch.optim.lr_scheduler.LinearLR(
+            optimizer, start_factor=1.0, end_factor=FINAL_RATE, total_iters=max(1, s.steps - 1)
+        )
+    steps = fit(
+        policy, job.program, job.estimator, prompts=job.prompts, columns=job.columns, n=s.n,
+        steps=s.steps, prompts_per_step=s.prompts_per_step, optimizer=optimizer,
+        scheduler=scheduler, max_grad_norm=s.max_grad_norm, token_budget=s.token_budget,
+        reuse=s.reuse, seed=s.seed, resume=saved,
+    )  # fmt: skip
+    with (
+        folder.open_metrics(keep=first) as metrics,
+        meter("step", s.steps, done=first) as bar,
+        interruptible() as request,
+    ):
+        for step in _explained(steps, folder):
+            done = step.index + 1
+            metrics.write(as_line({"step": done, **step.metrics}))
+            metrics.flush()
+            bar.advance(done, live_text(step.metrics))
+            if done % checkpoint_every == 0 or done in (1, s.steps) or request.asked:
+                save_checkpoint(folder.checkpoint, policy, step.state)
+            if request.asked and done < s.steps:
+                raise KeyboardInterrupt
+    return policy
+
+
+def _explained(steps: Iterator[Any], folder: RunFolder) -> Iterator[Any]:
+    """The steps; what goes wrong in one ends the run with how to go on."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration:
+            return
+        except Exception as error:
+            message = f"the fit stopped: {explain(error)}\n{_how_to_go_on(folder)}"
+            raise Stop(message, code=1) from error
+        yield step
+
+
+def _how_to_go_on(folder: RunFolder) -> str:
+    from infer_align.torch.checkpoints import complete
+
+    try:
+        complete(folder.checkpoint)
+    except FileNotFoundError:
+        return (
+            f"no checkpoint was written yet; start again with --overwrite (or another --run-dir); "
+            f"the run folder is {folder.path}"
+        )
+    return (
+        f"the last checkpoint is kept; go on with: infer-align fit --resume --run-dir {folder.path}"
+    )
+
+
+@contextmanager
+def interruptible() -> Iterator[StopRequest]:
+    """The first Ctrl-C (or SIGTERM) ends the run after this step, the second at once."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def handle(signum: int, frame: Any) -> None:
+        if request.asked:
+            raise KeyboardInterrupt
+        request.asked = True
+        notice("finishing this step and writing a checkpoint; once more to stop at once")
+
+    old = {sig: signal.signal(sig, handle) for sig in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for sig, handler in old.items():
+            signal.signal(sig, handler)
