@@ -13,11 +13,25 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from infer_align import diagnostics, divergences, estimators, exact, jax, targets
-    from infer_align import testing, torch
+    from infer_align import (
+        diagnostics,
+        divergences,
+        estimators,
+        exact,
+        jax,
+        targets,
+        testing,
+        torch,
+    )
     from infer_align.divergences import FDivergence
-    from infer_align.estimators import Estimator, LogWeights, f_dpg, reinforce
-    from infer_align.estimators import trajectory_balance, vargrad
+    from infer_align.estimators import (
+        Estimator,
+        LogWeights,
+        f_dpg,
+        reinforce,
+        trajectory_balance,
+        vargrad,
+    )
     from infer_align.exact import Space
     from infer_align.targets import Target, condition, indicator, product, tilt
 

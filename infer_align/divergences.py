@@ -153,7 +153,9 @@ _reverse = _generator(lambda xp, x: xp.exp(x) * x - xp.expm1(x), 1.0, INF)
 forward_kl = FDivergence(
     "forward_kl", _forward, _generator(lambda xp, x: -xp.expm1(-x), -INF, 1.0), _reverse
 )
+"""KL(p‖π): f = t − 1 − log t, f' = 1 − 1/t. Infinite where p > 0 = π."""
 reverse_kl = FDivergence("reverse_kl", _reverse, _generator(lambda xp, x: x, -INF, INF), _forward)
+"""KL(π‖p): f = t log t − t + 1, f' = log t. Infinite where π > 0 = p."""
 
 
 def _half_sign(xp: Any, log_t: Array) -> Array:
@@ -163,6 +165,7 @@ def _half_sign(xp: Any, log_t: Array) -> Array:
 
 _tv = _generator(lambda xp, x: 0.5 * xp.abs(xp.expm1(x)), 0.5, INF)
 total_variation = FDivergence("total_variation", _tv, _generator(_half_sign, -0.5, 0.5), _tv)
+"""½ Σ |π − p|: f = ½|t − 1|, f' = ½ sign(t − 1). Bounded by 1."""
 
 _js = _generator(
     lambda xp, x: 0.5 * (xp.exp(x) * (math.log(2) - softplus(-x)) + math.log(2) - softplus(x)),
@@ -175,15 +178,18 @@ jensen_shannon = FDivergence(
     _generator(lambda xp, x: 0.5 * (math.log(2) - softplus(-x)), -INF, 0.5 * math.log(2)),
     _js,
 )
+"""½KL(π‖m) + ½KL(p‖m), m = ½(π + p): f' = ½ log(2t/(1 + t)). Bounded by log 2."""
 
 _pearson = _generator(lambda xp, x: xp.expm1(x) ** 2, 1.0, INF)
 _neyman = _generator(lambda xp, x: (xp.expm1(0.5 * x) - xp.expm1(-0.5 * x)) ** 2, INF, INF)
 pearson_chi2 = FDivergence(
     "pearson_chi2", _pearson, _generator(lambda xp, x: 2 * xp.expm1(x), -2.0, INF), _neyman
 )
+"""χ²(π‖p) = E_p[(t − 1)²]: f' = 2(t − 1). Infinite where π > 0 = p."""
 neyman_chi2 = FDivergence(
     "neyman_chi2", _neyman, _generator(lambda xp, x: -xp.expm1(-2 * x), -INF, 1.0), _pearson
 )
+"""χ²(p‖π): f = (t − 1)²/t, f' = 1 − t⁻². Infinite where p > 0 = π."""
 
 _hellinger = _generator(lambda xp, x: xp.expm1(0.5 * x) ** 2, 1.0, INF)
 squared_hellinger = FDivergence(
@@ -192,11 +198,13 @@ squared_hellinger = FDivergence(
     _generator(lambda xp, x: -xp.expm1(-0.5 * x), -INF, 1.0),
     _hellinger,
 )
+"""E_p[(√t − 1)²]: f' = 1 − 1/√t. Bounded by 2."""
 
 _jeffreys = _generator(lambda xp, x: x * xp.expm1(x), INF, INF)
 jeffreys = FDivergence(
     "jeffreys", _jeffreys, _generator(lambda xp, x: x - xp.expm1(-x), -INF, INF), _jeffreys
 )
+"""KL(p‖π) + KL(π‖p): f' = 1 − 1/t + log t. Infinite where either side misses the other."""
 
 
 def _gjs_f(w: float) -> Generator:

@@ -20,7 +20,22 @@ PRIOR = (0.5, 0.3, 0.2)
 LETTER = 2
 AT_LEAST = 7
 
-REFERENCE = {}
+# fmt: off
+REFERENCE = {
+    "probability": {"value": 8.448e-05, "tolerance": 1e-15,
+        "source": "closed form: 8 · 0.2^7 · 0.8 + 0.2^8"},
+    "log_z": {"value": -9.3789957380063, "tolerance": 1e-09,
+        "source": "closed form: log P"},
+    "forward_kl_of_prior": {"value": 9.3789957380063, "tolerance": 1e-09,
+        "source": "closed form: KL(p‖prior) = -log P"},
+    "expected_count": {"value": 7.030303030303, "tolerance": 1e-09,
+        "source": "closed form: sum_k k C(8, k) 0.2^k 0.8^(8-k) / P, k = 7, 8"},
+    "memoryless_optimum": {"value": 0.87878787878788, "tolerance": 1e-09,
+        "source": "closed form: moment matching, P(c) = E_p[count] / 8"},
+    "memoryless_forward_kl": {"value": 0.8024428527847, "tolerance": 1e-09,
+        "source": "closed form: -log P - 8 KL(s‖prior), s the matched letters"},
+}
+# fmt: on
 
 
 def space() -> Space:

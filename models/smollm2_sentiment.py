@@ -6,7 +6,6 @@ demo` fits a low-rank adapter to this target. Its numbers are measured, not exac
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import pyro
 from torch import Tensor
@@ -20,7 +19,9 @@ BETA = 0.25
 START_TOKEN = 0
 """``<|endoftext|>`` begins a document; the model's BOS, 1, begins a chat message."""
 
+# fmt: off
 REFERENCE = {}
+# fmt: on
 
 
 def model() -> CausalLM:

@@ -22,7 +22,30 @@ PRIOR_ONE = 0.4
 CENTRE = 4
 BETA = 0.2
 
-REFERENCE = {}
+# fmt: off
+REFERENCE = {
+    "log_z": {"value": 2.4449647564539, "tolerance": 1e-09,
+        "source": "closed form: sum over counts k, C(10, k) 0.4^k 0.6^(10-k) exp(r / beta)"},
+    "mass_of_right_peak": {"value": 0.55890158802271, "tolerance": 1e-09,
+        "source": "closed form: target mass at k > 4"},
+    "forward_kl_optimum": {"value": 0.46868209597389, "tolerance": 1e-09,
+        "source": "closed form: moment matching, s = E_p[k] / 10"},
+    "forward_kl_minimum": {"value": 1.0116272648662, "tolerance": 1e-09,
+        "source": "closed form: KL(p‖Binomial(10, s))"},
+    "reverse_kl_at_forward_optimum": {"value": 0.86358607973651, "tolerance": 1e-09,
+        "source": "closed form: KL(π_s‖p)"},
+    "reverse_kl_optimum": {"value": 0.68115691251653, "tolerance": 1e-09,
+        "source": "scripts/reference_numbers.py: zero of the slope of KL(π_s‖p), by bisection"},
+    "reverse_kl_minimum": {"value": 0.49590946342668, "tolerance": 1e-09,
+        "source": "scripts/reference_numbers.py: KL(π_s‖p) there"},
+    "reverse_kl_local_optimum": {"value": 0.1837325102308, "tolerance": 1e-09,
+        "source": "scripts/reference_numbers.py: zero of the slope of KL(π_s‖p), by bisection"},
+    "reverse_kl_local_minimum": {"value": 0.75517837069307, "tolerance": 1e-09,
+        "source": "scripts/reference_numbers.py: KL(π_s‖p) there"},
+    "forward_kl_at_reverse_optimum": {"value": 1.9726105863003, "tolerance": 1e-09,
+        "source": "scripts/reference_numbers.py: KL(p‖π_s)"},
+}
+# fmt: on
 
 
 def space() -> Space:

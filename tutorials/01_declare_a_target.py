@@ -21,7 +21,7 @@ import numpyro.distributions as dist
 import infer_align as ia
 from infer_align import divergences, estimators, exact
 
-jax.config.update("jax_enable_x64", True)  # exact numbers; the library itself never sets it
+jax.config.update("jax_enable_x64", True)  # noqa: FBT003  exact numbers; the library itself never sets it
 
 LETTERS = jnp.array([0.5, 0.3, 0.2])
 LENGTH, BETA = 4, 0.5

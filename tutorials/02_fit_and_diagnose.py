@@ -16,7 +16,7 @@ import pyro
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from infer_align import diagnostics, divergences, estimators, exact, f_dpg
+from infer_align import diagnostics, divergences, exact, f_dpg
 from infer_align.torch import CausalLM, assess, fit, target
 
 STEPS = 40 if os.environ.get("INFER_ALIGN_FAST") else 150
@@ -127,24 +127,37 @@ def from_gentle(policy):
     """The exact KL(π‖p) to the gentle target."""
     with torch.no_grad():
         log_policy = policy().log_prob(space.outcomes).double()
-        return float(space.divergence(divergences.reverse_kl, log_policy, near.log_prob,
-                                      tolerance=1e-4))
+        return float(
+            space.divergence(divergences.reverse_kl, log_policy, near.log_prob, tolerance=1e-4)
+        )
 
 
 careless, rewards, distances = lm.trainable(), [], []
-for step in fit(careless, gentle, f_dpg(divergences.jensen_shannon), n=8, steps=40,
-                learning_rate=0.03, max_grad_norm=None):
+for step in fit(
+    careless,
+    gentle,
+    f_dpg(divergences.jensen_shannon),
+    n=8,
+    steps=40,
+    learning_rate=0.03,
+    max_grad_norm=None,
+):
     rewards.append(step.metrics["reward"] * 2.0)
     distances.append(from_gentle(careless))
 careful = lm.trainable()
-for _ in fit(careful, gentle, f_dpg(divergences.jensen_shannon), n=128, steps=40,
-             learning_rate=3e-3):
+for _ in fit(
+    careful, gentle, f_dpg(divergences.jensen_shannon), n=128, steps=40, learning_rate=3e-3
+):
     pass
 at_target = float(space.expectation((space.outcomes == 1).double().sum(-1), near.log_prob))
-print(f"E[reward] of the target {at_target:.2f}; of the careless fit's last batches "
-      f"{sum(rewards[-10:]) / 10:.2f}")
-print(f"exact KL(π‖p): before {from_gentle(lm):.3f}, careless {distances[-1]:.3f}, "
-      f"careful {from_gentle(careful):.3f}")
+print(
+    f"E[reward] of the target {at_target:.2f}; of the careless fit's last batches "
+    f"{sum(rewards[-10:]) / 10:.2f}"
+)
+print(
+    f"exact KL(π‖p): before {from_gentle(lm):.3f}, careless {distances[-1]:.3f}, "
+    f"careful {from_gentle(careful):.3f}"
+)
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")

@@ -87,7 +87,9 @@ class Meter:
 
 
 def _seconds(each: float) -> str:
-    return f"{each:.2f} s each" if each >= 0.1 else f"{each * 1000:.0f} ms each"
+    if each >= 0.1:
+        return f"{each:.2f} s each"
+    return f"{each * 1000:.0f} ms each" if each >= 0.01 else f"{1 / max(each, 1e-9):.0f} a second"
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 
 from infer_align.cli.errors import Stop
 
+NO_PROMPT = "(no prompt)"
 FORMS = 'a .txt file with one prompt a line, or a .jsonl file with a "prompt" column'
 
 
@@ -67,7 +68,7 @@ def _quoted(names: set[str]) -> str:
 def label(prompt: Any) -> str:
     """A prompt in a few words, for tables and reports."""
     if prompt is None:
-        return "(no prompt)"
+        return NO_PROMPT
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
         return str(prompt[-1].get("content", prompt))
     return str(prompt)

@@ -41,7 +41,7 @@ class Job:
     @property
     def labels(self) -> list[str]:
         """The prompts in words."""
-        return ["(no prompt)"] if self.prompts is None else [data.label(p) for p in self.prompts]
+        return [data.NO_PROMPT] if self.prompts is None else [data.label(p) for p in self.prompts]
 
     @property
     def beta(self) -> float | None:
@@ -112,6 +112,7 @@ def _check_names(s: Settings) -> None:
 def _language_model(s: Settings, file: Loaded) -> "CausalLM":
     from infer_align.torch import CausalLM
 
+    _quieten()
     own = file.option("model")
     if s.model is None:
         if own is None:
@@ -148,6 +149,13 @@ def _language_model(s: Settings, file: Loaded) -> "CausalLM":
         device=_device(s.device),
         **options,
     )
+
+
+def _quieten() -> None:
+    """No progress bars of Transformers between our own lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _device(name: str) -> "torch.device":

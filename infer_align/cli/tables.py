@@ -46,7 +46,7 @@ def print_samples(when: str, samples: "Sequence[Sample]") -> None:
     say(f"\n{when}:")
     for sample in samples:
         value = "" if sample.reward is None else f"{sample.reward:+.2f}  "
-        text = " ".join(f"{sample.prompt}|{sample.completion}".split())
+        text = " ".join(f"{sample.prompt}{sample.completion}".split())
         say(f"  {value}{text[: WIDTH - 10]}")
 
 

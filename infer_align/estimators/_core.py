@@ -99,7 +99,9 @@ def check(estimator: Estimator, weights: LogWeights) -> None:
     """
     xp = namespace(weights.policy, weights.target)
     for name, x in zip(("policy", "target", "proposal"), weights[:3], strict=True):
-        bad = 0 if x is None else int(xp.sum(xp.astype(xp.isnan(x) | (x == INF), xp.int64)))
+        if x is None:
+            continue
+        bad = int(xp.sum(xp.astype(xp.isnan(x) | (x == INF), xp.int64)))
         if bad:
             raise ValueError(
                 f"log {name} has {bad} of {math.prod(x.shape)} entries that are NaN or +inf; "

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Float
 
-from infer_align.estimators._baselines import _decay
 from infer_align._numerics import Array, logmeanexp, logsumexp, namespace
+from infer_align.estimators._baselines import _decay
 from infer_align.estimators._weights import LogWeights
 
 State = dict[str, Any]

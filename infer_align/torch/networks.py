@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
 if TYPE_CHECKING:
@@ -191,7 +190,7 @@ class Network:
         width = input_ids.shape[1]
         columns = torch.arange(width - keep, width, device=input_ids.device)
         only = {"logits_to_keep": columns} if self._keeps_logits and keep < width else {}
-        out: CausalLMOutputWithPast = self.shared.module(
+        out: Any = self.shared.module(
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=positions,

@@ -5,6 +5,7 @@ never encode decoded text again.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -101,11 +102,8 @@ def _encode_one(
             "tokenizer.chat_template"
         )
     # The template writes the special tokens itself.
-    text = tokenizer.apply_chat_template(
-        [{str(k): str(v) for k, v in m.items()} for m in messages or []],
-        tokenize=False,
-        add_generation_prompt=True,
-    )
+    chat: Any = [dict(m) for m in messages or []]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     return _plain_ids(str(text), tokenizer)
 
 

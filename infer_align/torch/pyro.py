@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
@@ -161,7 +160,7 @@ class ProgramPrior:
         return sum(sites.prior[1:], sites.prior[0])
 
 
-class _Enough(Exception):  # noqa: N818
+class _Enough(Exception):
     """The one latent site has been read: the rest of the program need not run."""
 
 

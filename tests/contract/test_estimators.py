@@ -320,11 +320,11 @@ def test_check_refuses_what_cannot_be_right():
             estimators.check(estimator, hard)
     estimators.check(estimators.f_dpg(divergences.squared_hellinger), hard)
     estimators.check(estimators.vargrad(), LogWeights(HARD[y], HARD[y], PROPOSAL[y]))
+    bad = np.where(y < 2, np.nan, TARGET)
     with pytest.raises(ValueError, match="2 of 6 entries that are NaN"):
-        bad = np.where(y < 2, np.nan, TARGET)
         estimators.check(estimators.reinforce(), good._replace(target=bad))
+    missing = LogWeights(HARD[y], TARGET[y], PROPOSAL[y])
     with pytest.raises(ValueError, match="probability 0 to outcomes of the target"):
-        missing = LogWeights(HARD[y], TARGET[y], PROPOSAL[y])
         estimators.check(estimators.f_dpg(divergences.forward_kl), missing)
     with pytest.raises(ValueError, match=r"at least 2 outcomes per context, got 1; raise n"):
         estimators.check(estimators.vargrad(), LogWeights(POLICY[:1], TARGET[:1]))

@@ -72,7 +72,7 @@ def test_conditional_target_gets_its_contexts():
     prior = lambda x: pdist.Categorical(table[x])
     target = tilt(prior, lambda y, x: 1.0 * (y == x), beta=1.0)
     y, x = torch.tensor([[0, 1], [2, 2]]), torch.tensor([0, 1])
-    want = np.log([[0.5, 0.1], [0.2, 0.8]]) + [[1, 1], [0, 0]]
+    want = np.log([[0.5, 0.1], [0.2, 0.8]]) + np.array([[1, 1], [0, 0]])
     np.testing.assert_allclose(target.log_density(y, x).numpy(), want)
 
 

@@ -1,0 +1,55 @@
+"""The command ``infer-align``: demo, fit, assess, sample, models.
+
+A thin user of the library. Importing it loads Typer only; torch is loaded by the commands that
+need it, so that ``--help`` and ``models`` are quick and work without any extra.
+"""
+
+from typing import Annotated
+
+import typer
+
+import infer_align
+from infer_align.cli.demo import demo
+from infer_align.cli.errors import DEBUG
+from infer_align.cli.fitting import fit
+from infer_align.cli.models import models
+from infer_align.cli.using import assess, sample
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="infer-align",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="markdown",
+)
+
+
+def _version(value: bool) -> None:  # noqa: FBT001
+    if value:
+        typer.echo(f"infer_align {infer_align.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    *,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", envvar="INFER_ALIGN_DEBUG", help="Show tracebacks of errors."),
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Alignment as inference: declare a target over a language model's outputs, fit a policy to
+    it, and measure how close it got.
+    """  # noqa: D205
+    DEBUG.set(debug)
+
+
+for command in (demo, fit, assess, sample, models):
+    app.command()(command)

@@ -1,0 +1,201 @@
+"""`infer-align fit`: a policy for a declared target, in a run folder."""
+
+import math
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from infer_align.cli import options as o
+from infer_align.cli.console import notice, say
+from infer_align.cli.errors import Stop, reported
+from infer_align.cli.loader import CALL, split
+from infer_align.cli.runs import RunFolder, default_folder, digest
+from infer_align.cli.settings import SCHEDULES, Settings, versions
+
+MAY_CHANGE = ("steps", "device", "n_assess", "assess_prompts")
+"""Settings that a resumed run may give anew; the rest would make it another run."""
+
+
+@reported
+def fit(
+    ctx: typer.Context,
+    target: o.Target = None,
+    *,
+    model: o.Model = None,
+    prompts: o.Prompts = None,
+    max_new_tokens: o.MaxNewTokens = None,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = None,
+    lora: o.Lora = None,
+    full: o.Full = False,
+    estimator: o.EstimatorName = "f_dpg",
+    divergence: o.Divergence = None,
+    baseline: o.Baseline = None,
+    log_z: o.LogZ = None,
+    truncate: o.Truncate = None,
+    clip: o.Clip = None,
+    n: o.N = 64,
+    steps: o.Steps = 100,
+    prompts_per_step: o.PromptsPerStep = None,
+    learning_rate: o.LearningRate = 2e-4,
+    schedule: o.Schedule = "constant",
+    max_grad_norm: o.MaxGradNorm = 1.0,
+    token_budget: o.TokenBudget = None,
+    reuse: o.Reuse = 1,
+    seed: o.Seed = 0,
+    run_dir: o.RunDir = None,
+    overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
+    checkpoint_every: o.CheckpointEvery = 10,
+    n_assess: o.NAssess = 512,
+    assess_prompts: o.AssessPrompts = 8,
+    threads: o.Threads = None,
+) -> None:
+    """Fit a language model to the target that TARGET.py declares.
+
+    TARGET.py has a function `target(lm)` that takes the language model and returns a Pyro program:
+
+    ```python
+    def target(lm):
+        def program(prompts):
+            y = pyro.sample("y", lm(prompts))
+            pyro.factor("reward", score(reward, y, lm, prompts) / 0.25)
+        return program
+    ```
+
+    The prior and the fitted policy are assessed on fresh draws; the run folder gets config.json,
+    metrics.jsonl, checkpoints, the policy (safetensors), ArviZ trees (.nc) and report.html.
+    """
+    if lora is not None and full:
+        raise Stop("--lora and --full exclude each other: give one")
+    chosen = Settings(
+        target="", model=_absolute(model), prompts=None if prompts is None else str(prompts.resolve()),
+        max_new_tokens=max_new_tokens, device=device, dtype=dtype,
+        lora=None if full else lora or 16, divergence=divergence, estimator=estimator,
+        baseline=baseline, log_z=log_z, truncate=truncate, clip=clip, n=n, steps=steps,
+        prompts_per_step=prompts_per_step, learning_rate=learning_rate, schedule=schedule,
+        max_grad_norm=None if math.isinf(max_grad_norm) else max_grad_norm,
+        token_budget=token_budget, reuse=reuse, seed=seed, n_assess=n_assess,
+        assess_prompts=assess_prompts,
+    )  # fmt: skip
+    check(chosen)
+    if resume:
+        settings, folder, config = _resumed(ctx, target, chosen, run_dir, overwrite=overwrite)
+    else:
+        if target is None:
+            raise Stop(f"fit what? Give {CALL}")
+        path, name = split(target)
+        settings = replace(chosen, target=str(path.resolve()), name=name)
+        folder = RunFolder(run_dir or default_folder(path.stem))
+        folder.check_free(overwrite=overwrite)
+        config = None
+    execute(
+        settings, folder, config, checkpoint_every=checkpoint_every, threads=threads,
+        title=f"Fit of {Path(settings.target).stem}",
+    )  # fmt: skip
+
+
+def execute(
+    settings: Settings,
+    folder: RunFolder,
+    config: dict[str, Any] | None,
+    *,
+    checkpoint_every: int,
+    threads: int | None,
+    title: str,
+) -> Any:
+    """Load everything, begin the folder (or go on, with the config there is), and run."""
+    from infer_align.cli.job import prepare, set_threads
+    from infer_align.cli.pipeline import run
+
+    count = set_threads(threads)
+    say(f"loading {Path(settings.target).stem}" + (f" on {settings.model}" if settings.model else ""))
+    job = prepare(settings)
+    resume = config is not None
+    fresh = {
+        "settings": settings.record(),
+        "estimator": job.estimator.name,
+        "versions": versions(),
+        "threads": count,
+        "created": datetime.now().isoformat(timespec="seconds", sep=" "),
+        "target_sha256": digest(job.file.path),
+        "prompts_sha256": digest(Path(settings.prompts) if settings.prompts else None),
+    }
+    if config is None:
+        folder.begin(fresh)
+    else:
+        _check_same(config, fresh)
+        folder.write_config(config | {"settings": fresh["settings"]})
+    say(f"{job.estimator.name}, {len(job.labels)} prompt(s), {count} thread(s)")
+    say(f"run folder: {folder.path}")
+    return run(job, folder, resume=resume, checkpoint_every=checkpoint_every, title=title)
+
+
+def check(s: Settings) -> None:
+    """Values that only the command line can refuse before anything is loaded."""
+    if not (s.learning_rate > 0 and math.isfinite(s.learning_rate)):
+        raise Stop(f"--learning-rate must be positive and finite, got {s.learning_rate}")
+    if s.max_grad_norm is not None and not s.max_grad_norm > 0:
+        raise Stop(f"--max-grad-norm must be positive (inf for no clipping), got {s.max_grad_norm}")
+    if s.schedule not in SCHEDULES:
+        raise Stop(f"--schedule {s.schedule!r} is not known; take one of {', '.join(SCHEDULES)}")
+    if s.n_assess == 1:
+        raise Stop("--n-assess 1 gives no standard error; take at least 2, better 512, or 0")
+
+
+def _resumed(
+    ctx: typer.Context, target: str | None, chosen: Settings, run_dir: Path | None, *, overwrite: bool
+) -> tuple[Settings, RunFolder, dict[str, Any]]:
+    """The settings of the run in the folder, with what may be given anew."""
+    if run_dir is None or overwrite:
+        raise Stop("--resume needs --run-dir, the folder of the run, and no --overwrite")
+    folder = RunFolder(run_dir)
+    config = folder.read_config()
+    old = Settings.from_config(config["settings"])
+    if target is not None:
+        path, name = split(target)
+        chosen = replace(chosen, target=str(path.resolve()), name=name)
+    given = {k for k in vars(old) if _is_given(ctx, k)} | ({"lora"} if _is_given(ctx, "full") else set())
+    if target is not None:
+        given |= {"target", "name"}
+    changed = [k for k in given if getattr(old, k) != getattr(chosen, k)]
+    if refused := [k for k in sorted(changed) if k not in MAY_CHANGE]:
+        texts = ", ".join(f"{k} was {getattr(old, k)!r}" for k in refused)
+        raise Stop(
+            f"a resumed run keeps its settings ({texts}); leave these out, or start another run in "
+            "another --run-dir"
+        )
+    settings = replace(old, **{k: getattr(chosen, k) for k in changed})
+    from infer_align.torch.checkpoints import complete
+
+    try:
+        complete(folder.checkpoint)
+    except FileNotFoundError as error:
+        raise Stop(
+            f"{folder.path} has no complete checkpoint to resume from; start again with "
+            "--overwrite in place of --resume"
+        ) from error
+    return settings, folder, config
+
+
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _check_same(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Another target file is a notice (a bug in it was mended), other prompts are another run."""
+    if old["prompts_sha256"] != new["prompts_sha256"]:
+        raise Stop("the prompts file has changed since the run began: start another run")
+    if old["target_sha256"] != new["target_sha256"]:
+        notice("the target file has changed since the run began; the rest is fitted to the new one")
+
+
+def _absolute(model: str | None) -> str | None:
+    """A path as an absolute one, so that the run can be loaded from any folder."""
+    if model is None or not Path(model).expanduser().exists():
+        return model
+    return str(Path(model).expanduser().resolve())

@@ -1,0 +1,138 @@
+"""`infer-align assess` and `sample`: what a fitted run is good for."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from infer_align.cli import options as o
+from infer_align.cli.console import notice, say
+from infer_align.cli.errors import Stop, reported
+from infer_align.cli.runs import RunFolder
+from infer_align.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from infer_align.cli.job import Job
+    from infer_align.torch import CausalLM
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of fit or demo.")]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(help="Other prompts: .txt or .jsonl, as for fit. Default: the run's."),
+]
+Seed = Annotated[int, typer.Option(help="Of the draws.", min=0)]
+Device = Annotated[str | None, typer.Option(help="Default: the run's.")]
+
+
+@reported
+def assess(
+    run: Run,
+    *,
+    prompts: Prompts = None,
+    n: Annotated[
+        int, typer.Option("--n", "-n", help="Fresh outcomes per prompt.", min=2)
+    ] = 1024,
+    seed: Seed = 0,
+    before: Annotated[
+        bool, typer.Option("--before", help="Assess the prior, too, and compare.")
+    ] = False,
+    device: Device = None,
+    threads: o.Threads = None,
+) -> None:
+    """Measure how close a fitted run is to its target, on held-out prompts.
+
+    Prints log Z, the divergences in both directions, ESS, Pareto k-hat and feature means, with 95%
+    intervals where they hold; writes assessment_NAME.nc (ArviZ) and report_NAME.html into the run
+    folder, where NAME is the prompt file's.
+    """
+    from infer_align.cli import evaluation
+    from infer_align.cli.pipeline import HELD_OUT_SEED, save_tree
+    from infer_align.cli.report import write_report
+    from infer_align.cli.tables import print_notes, print_rows, print_samples, print_verdict
+
+    folder = RunFolder(run)
+    job, policy = _load(folder, prompts, device, threads)
+    name = "training_prompts" if prompts is None else prompts.stem
+    if name == "before":
+        raise Stop("assessment_before.nc is the prior's: rename the prompts file")
+    start = seed + HELD_OUT_SEED
+    prior = None
+    if before:
+        prior = evaluation.evaluate(job, job.lm, n=n, seed=start + 1, label="assessing the prior")
+    tree = evaluation.evaluate(job, policy, n=n, seed=start, label="assessing the policy")
+    save_tree(tree, folder.assessment(name))
+    verdict = None if prior is None else evaluation.judge(prior, tree)
+    say()
+    print_rows(evaluation.rows(prior, tree), before=before)
+    print_notes(evaluation.notes(prior, tree))
+    print_samples("samples", evaluation.samples(tree, job.lm, 5))
+    if verdict is not None:
+        print_verdict(verdict)
+    report = folder.path / f"report_{name}.html"
+    write_report(
+        report, title=f"Assessment on {name}", config=folder.read_config(), lm=job.lm,
+        before=prior, after=tree, metrics=[], verdict=verdict, beta=job.beta,
+    )  # fmt: skip
+    say(f"\nArviZ:   {folder.assessment(name)}\nreport:  {report}")
+
+
+@reported
+def sample(
+    run: Run,
+    *,
+    n: Annotated[int, typer.Option("--n", "-n", help="Continuations per prompt.", min=1)] = 5,
+    prompts: Prompts = None,
+    seed: Seed = 0,
+    device: Device = None,
+    threads: o.Threads = None,
+) -> None:
+    """Print continuations by a fitted run, as JSON lines.
+
+    Each line has prompt, completion, completion_ids (its EOS included) and log_prob in nats.
+    """
+    import torch
+
+    job, policy = _load(RunFolder(run), prompts, device, threads)
+    generator = torch.Generator().manual_seed(seed)
+    texts = job.prompts or [None]
+    y, log_prob = policy(texts).sample_with_log_prob((n,), generator=generator)
+    lengths = policy.lengths(y)
+    for k, prompt in enumerate(texts):
+        for i in range(n):
+            line = {
+                "prompt": prompt,
+                "completion": None if job.lm.tokenizer is None else policy.decode(y[i, k]),
+                "completion_ids": y[i, k, : int(lengths[i, k])].tolist(),
+                "log_prob": float(log_prob[i, k]),
+            }
+            say(json.dumps(line, ensure_ascii=False))
+
+
+def _load(
+    folder: RunFolder, prompts: Path | None, device: str | None, threads: int | None
+) -> "tuple[Job, CausalLM]":
+    """A run's job, on these prompts, and its policy: the fitted one, or the last checkpoint's."""
+    settings = Settings.from_config(folder.read_config()["settings"])
+    if device is not None:
+        settings = replace(settings, device=device)
+
+    from infer_align.cli.job import prepare, set_threads
+    from infer_align.torch import CausalLM
+    from infer_align.torch.checkpoints import complete
+
+    set_threads(threads)
+    path = folder.policy
+    if not path.is_dir():
+        try:
+            path = complete(folder.checkpoint) / "policy"
+        except FileNotFoundError as error:
+            raise Stop(
+                f"{folder.path} has no fitted policy and no checkpoint: run infer-align fit first"
+            ) from error
+        notice(f"the run in {folder.path} is not complete; its last checkpoint is taken")
+    job = prepare(settings, prompts=prompts)
+    dtype = next(job.lm.module.parameters()).dtype
+    policy = CausalLM.load(path, prior=job.lm, dtype=dtype, device=job.lm.device)
+    return job, policy
