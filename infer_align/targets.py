@@ -66,7 +66,7 @@ class Target:
         *contexts
             Whatever the prior takes; nothing for an unconditional target.
         """
-        if isinstance(self.prior, HasLogProb):
+        if isinstance(self.prior, HasLogProb) and not isinstance(self.prior, type):
             return self.prior
         return self.prior(*contexts)
 

@@ -60,8 +60,7 @@ def target() -> Callable[[], None]:
             "initial": jnp.log(jnp.array(INITIAL)),
             "transition": jnp.log(jnp.array(TRANSITION)),
         }
-        chain = markov({"initial": initial, "transition": transition}, length=LENGTH)
-        y = numpyro.sample("y", chain)
+        y = numpyro.sample("y", markov(chain, length=LENGTH))
         numpyro.factor("reward", reward(y) / BETA)
 
     return program

@@ -272,7 +272,7 @@ def smollm2_sentiment(c: Constants) -> dict[str, Number]:
         numbers[name] = Number(
             round(float(value), 4),
             round(tolerance, 3),
-            f"scripts/reference_numbers.py smollm2_sentiment: {n} draws, "
+            f"scripts/reference_numbers.py: {n} draws, "
             f"95% interval {low:.4f} to {high:.4f}",
         )
     return numbers

@@ -9,11 +9,8 @@ from typing import Annotated
 import typer
 
 import infer_align
-from infer_align.cli.demo import demo
+from infer_align.cli import demo, fitting, models, using
 from infer_align.cli.errors import DEBUG
-from infer_align.cli.fitting import fit
-from infer_align.cli.models import models
-from infer_align.cli.using import assess, sample
 
 __all__ = ["app"]
 
@@ -27,10 +24,11 @@ app = typer.Typer(
 )
 
 
-def _version(value: bool) -> None:  # noqa: FBT001
+def _version(value: bool) -> bool:  # noqa: FBT001
     if value:
         typer.echo(f"infer_align {infer_align.__version__}")
         raise typer.Exit
+    return value
 
 
 @app.callback()
@@ -51,5 +49,5 @@ def main(
     DEBUG.set(debug)
 
 
-for command in (demo, fit, assess, sample, models):
+for command in (demo.demo, fitting.fit, using.assess, using.sample, models.models):
     app.command()(command)

@@ -53,9 +53,7 @@ def demo(
     folder.check_free(overwrite=overwrite)
     verdict = execute(
         settings, folder, None, checkpoint_every=10, threads=threads,
-        title=f"infer-align demo: {model}",
+        title=f"infer-align demo: {model}", exam=True,
     )  # fmt: skip
     if not verdict.passed:
         raise typer.Exit(1)
-
-

@@ -21,7 +21,7 @@ EXTRAS = {
 }
 
 
-class Stop(Exception):  # noqa: N818
+class Stop(Exception):
     """Ends a command with a message and an exit status."""
 
     def __init__(self, message: str, *, code: int = 2):
@@ -55,7 +55,7 @@ def describe(error: BaseException) -> tuple[str, int]:
         return "interrupted", 130
     if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name)):
         return f"{error.name} is not installed; it comes with: {install_line(extra)}", 2
-    if isinstance(error, ValueError | TypeError | OSError):
+    if isinstance(error, ValueError | OSError):
         return explain(error), 2
     return f"{explain(error)}\n(--debug shows the traceback)", 1
 
@@ -66,7 +66,7 @@ def explain(error: BaseException) -> str:
     where = next((f for f in reversed(frames) if not f.filename.startswith(PACKAGE)), None)
     ours = not frames or frames[-1].filename.startswith(PACKAGE)
     text = str(error) or type(error).__name__
-    if not isinstance(error, ValueError | TypeError | OSError):
+    if not isinstance(error, ValueError | OSError):
         text = f"{type(error).__name__}: {error}".rstrip(": ")
     if ours or where is None or "site-packages" in where.filename:
         return text

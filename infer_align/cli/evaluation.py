@@ -43,6 +43,15 @@ class Verdict(NamedTuple):
     passed: bool
     reasons: list[tuple[bool, str]]
 
+    def words(self, *, exam: bool) -> tuple[str, str]:
+        """PASS or FAIL in an exam, else a plain yes or no, and what it means."""
+        if exam:
+            found = (
+                "closer to the target" if self.passed else "not shown to be closer to the target"
+            )
+            return ("PASS" if self.passed else "FAIL"), found
+        return "closer to the target", ("yes" if self.passed else "not shown")
+
 
 def evaluate(job: Job, policy: "CausalLM", *, n: int, seed: int, label: str) -> "xarray.DataTree":
     """Assess a policy on fresh draws, with a progress bar."""
@@ -124,6 +133,11 @@ def token_lists(tree: "xarray.DataTree", lm: "CausalLM") -> list[list[int]]:
 def outcomes(tree: "xarray.DataTree") -> np.ndarray:
     """Outcomes (n, contexts, T)."""
     return np.asarray(tree["outcomes"]["y"].values[0])
+
+
+def accepted(tree: "xarray.DataTree") -> bool:
+    """Whether the target accepted any draw."""
+    return bool(np.isfinite(stat(tree, "log_target")).any())
 
 
 def stat(tree: "xarray.DataTree", name: str) -> np.ndarray:

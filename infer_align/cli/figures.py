@@ -40,7 +40,7 @@ def svg(draw: Callable[[Any], None], name: str, *, width: float = 5.2, height: f
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
-    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     # Names of clip paths and markers are unique to a figure, not to a page of several.
     text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
     text = text.replace(INK, "currentColor").replace(FAINT, "var(--line)")
@@ -84,9 +84,10 @@ def _frontier(ax: Any, metrics: Metrics) -> None:
     ax.scatter(x, y, c=[(*_rgb(BLUE), a) for a in strength], s=16, linewidths=0)
     for i, word in ((0, "first step"), (-1, "last step")):
         ax.annotate(
-            word, (x[i], y[i]), textcoords="offset points", xytext=(6, -3), fontsize=8, color=INK
-        )
-    ax.margins(x=0.18, y=0.1)
+            word, (x[i], y[i]), textcoords="offset points", xytext=(0, -13), fontsize=8, color=INK,
+            ha="center",
+        )  # fmt: skip
+    ax.margins(x=0.15, y=0.15)
     ax.set(xlabel="KL(π‖prior), nats", ylabel="E[log-potential] (reward/β)")
 
 

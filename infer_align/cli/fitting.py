@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 import typer
 
@@ -20,6 +20,7 @@ MAY_CHANGE = ("steps", "device", "n_assess", "assess_prompts")
 
 
 @reported
+@no_type_check  # what Typer passes is not the typer.Context that it asks to be told
 def fit(
     ctx: typer.Context,
     target: o.Target = None,
@@ -106,13 +107,17 @@ def execute(
     checkpoint_every: int,
     threads: int | None,
     title: str,
+    exam: bool = False,
 ) -> Any:
     """Load everything, begin the folder (or go on, with the config there is), and run."""
     from infer_align.cli.job import prepare, set_threads
     from infer_align.cli.pipeline import run
 
     count = set_threads(threads)
-    say(f"loading {Path(settings.target).stem}" + (f" on {settings.model}" if settings.model else ""))
+    say(
+        f"loading {Path(settings.target).stem}"
+        + (f" on {settings.model}" if settings.model else "")
+    )
     job = prepare(settings)
     resume = config is not None
     fresh = {
@@ -129,9 +134,12 @@ def execute(
     else:
         _check_same(config, fresh)
         folder.write_config(config | {"settings": fresh["settings"]})
-    say(f"{job.estimator.name}, {len(job.labels)} prompt(s), {count} thread(s)")
+    prompts = "no prompt" if job.prompts is None else f"{len(job.prompts)} prompt(s)"
+    say(f"{job.estimator.name}, {prompts}, {count} thread(s)")
     say(f"run folder: {folder.path}")
-    return run(job, folder, resume=resume, checkpoint_every=checkpoint_every, title=title)
+    return run(
+        job, folder, resume=resume, checkpoint_every=checkpoint_every, title=title, exam=exam
+    )
 
 
 def check(s: Settings) -> None:
@@ -147,7 +155,7 @@ def check(s: Settings) -> None:
 
 
 def _resumed(
-    ctx: typer.Context, target: str | None, chosen: Settings, run_dir: Path | None, *, overwrite: bool
+    ctx: Any, target: str | None, chosen: Settings, run_dir: Path | None, *, overwrite: bool
 ) -> tuple[Settings, RunFolder, dict[str, Any]]:
     """The settings of the run in the folder, with what may be given anew."""
     if run_dir is None or overwrite:
@@ -158,7 +166,9 @@ def _resumed(
     if target is not None:
         path, name = split(target)
         chosen = replace(chosen, target=str(path.resolve()), name=name)
-    given = {k for k in vars(old) if _is_given(ctx, k)} | ({"lora"} if _is_given(ctx, "full") else set())
+    given = {k for k in vars(old) if _is_given(ctx, k)} | (
+        {"lora"} if _is_given(ctx, "full") else set()
+    )
     if target is not None:
         given |= {"target", "name"}
     changed = [k for k in given if getattr(old, k) != getattr(chosen, k)]
@@ -181,7 +191,7 @@ def _resumed(
     return settings, folder, config
 
 
-def _is_given(ctx: typer.Context, name: str) -> bool:
+def _is_given(ctx: Any, name: str) -> bool:
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 

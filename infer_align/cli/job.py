@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from infer_align.cli import data
 from infer_align.cli.console import notice
-from infer_align.cli.errors import Stop
+from infer_align.cli.errors import DEBUG, Stop, explain
 from infer_align.cli.loader import Loaded, load
 from infer_align.cli.settings import Settings, make_divergence, make_estimator
 
@@ -98,6 +98,7 @@ def prepare(settings: Settings, *, prompts: Path | None = None) -> Job:
     features = {} if make_features is None else make_features(lm)
     job = Job(settings, file, lm, program, features, texts, columns, estimator)
     _check_binding(job)
+    _try(job.first(1))
     return job
 
 
@@ -206,3 +207,17 @@ def _check_binding(job: Job) -> None:
         raise Stop(
             f"--prompts-per-step must lie in 1 to {count}, the number of prompts, got {per_step}"
         )
+
+
+def _try(job: Job) -> None:
+    """Two draws through the whole target: a reward that cannot work is found now."""
+    from infer_align.torch import collect
+
+    try:
+        collect(
+            job.lm, job.program, job.prompts, job.columns, n=2, features=job.features, seed=1
+        ).assess()
+    except Exception as error:
+        if DEBUG.get():
+            raise
+        raise Stop(f"the target cannot be evaluated: {explain(error)}") from error

@@ -13,7 +13,8 @@ from infer_align.cli.loader import Sheet, catalogue, entry
 @reported
 def models(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Entry to show in full.", show_default=False)
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Entry to show in full.", show_default=False),
     ] = None,
 ) -> None:
     """List the catalogue of declared targets, with their reference numbers.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from infer_align.cli import evaluation
 from infer_align.cli.console import live_text, meter, notice, say
-from infer_align.cli.errors import Stop, explain
+from infer_align.cli.errors import DEBUG, Stop, explain
 from infer_align.cli.job import Job
 from infer_align.cli.report import write_report
 from infer_align.cli.runs import RunFolder, as_line
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 BEFORE_SEED, AFTER_SEED, HELD_OUT_SEED = 1_000_000, 2_000_000, 3_000_000
 """Added to the run's seed: no assessment shares draws with the fit or with another."""
+SOFTEN = "soften the constraint, or give a model and prompts that meet it more often"
 
 
 @dataclass
@@ -34,23 +35,51 @@ class StopRequest:
 
 
 def run(
-    job: Job, folder: RunFolder, *, resume: bool, checkpoint_every: int, title: str
+    job: Job, folder: RunFolder, *, resume: bool, checkpoint_every: int, title: str, exam: bool
 ) -> evaluation.Verdict | None:
-    """Everything after loading; the verdict, or None where nothing was assessed."""
+    """Everything after loading; the verdict, or None where nothing was assessed.
+
+    Parameters
+    ----------
+    job : Job
+    folder : RunFolder
+        With its config written.
+    resume : bool
+        Go on from the folder's checkpoint.
+    checkpoint_every : int
+        Steps between checkpoints.
+    title : str
+        Of the report.
+    exam : bool
+        Say PASS or FAIL.
+    """
     try:
-        return _run(job, folder, resume=resume, every=checkpoint_every, title=title)
+        return _run(job, folder, resume=resume, every=checkpoint_every, title=title, exam=exam)
     except KeyboardInterrupt:
         raise Stop(f"interrupted\n{_how_to_go_on(folder)}", code=130) from None
+    except Stop:
+        raise
+    except Exception as error:
+        if DEBUG.get():
+            raise
+        message = f"the run stopped: {explain(error)}\n{_how_to_go_on(folder)}"
+        raise Stop(message, code=1) from error
 
 
 def _run(
-    job: Job, folder: RunFolder, *, resume: bool, every: int, title: str
+    job: Job, folder: RunFolder, *, resume: bool, every: int, title: str, exam: bool
 ) -> evaluation.Verdict | None:
     s = job.settings
     few = job.first(s.assess_prompts)
     if s.n_assess and few is not job:
         notice(f"assessing on the first {s.assess_prompts} of {len(job.labels)} prompts")
     before = _before(few, folder) if s.n_assess else None
+    if before is not None and not evaluation.accepted(before):
+        raise Stop(
+            f"the target accepted none of the prior's {s.n_assess} draws per prompt, so there is "
+            f"nothing to learn from: {SOFTEN} (--n-assess 0 goes on all the same)",
+            code=1,
+        )
     policy = train(job, folder, resume=resume, checkpoint_every=every)
     if before is None:
         policy.save(folder.policy)
@@ -61,11 +90,17 @@ def _run(
     )
     save_tree(after, folder.assessment())
     policy.save(folder.policy)
-    return conclude(few, folder, before, after, title=title)
+    return conclude(few, folder, before, after, title=title, exam=exam)
 
 
 def conclude(
-    job: Job, folder: RunFolder, before: "xarray.DataTree", after: "xarray.DataTree", *, title: str
+    job: Job,
+    folder: RunFolder,
+    before: "xarray.DataTree",
+    after: "xarray.DataTree",
+    *,
+    title: str,
+    exam: bool,
 ) -> evaluation.Verdict:
     """Print the table, the samples and the verdict, and write the report."""
     verdict = evaluation.judge(before, after)
@@ -74,10 +109,10 @@ def conclude(
     print_notes(evaluation.notes(before, after))
     print_samples("before", evaluation.samples(before, job.lm, 5))
     print_samples("after", evaluation.samples(after, job.lm, 5))
-    print_verdict(verdict)
+    print_verdict(verdict, exam=exam)
     write_report(
         folder.report, title=title, config=folder.read_config(), lm=job.lm, before=before,
-        after=after, metrics=folder.read_metrics(), verdict=verdict, beta=job.beta,
+        after=after, metrics=folder.read_metrics(), verdict=verdict, beta=job.beta, exam=exam,
     )  # fmt: skip
     say(f"\nreport:  {folder.report}\npolicy:  {folder.policy}")
     return verdict
@@ -143,29 +178,22 @@ def train(job: Job, folder: RunFolder, *, resume: bool, checkpoint_every: int) -
         meter("step", s.steps, done=first) as bar,
         interruptible() as request,
     ):
-        for step in _explained(steps, folder):
+        live, accepted = "", 0.0
+        for step in steps:
             done = step.index + 1
-            metrics.write(as_line({"step": done, **step.metrics}))
+            metrics.write(as_line({"step": float(done), **step.metrics}))
             metrics.flush()
-            bar.advance(done, live_text(step.metrics))
+            if step.index % s.reuse == 0:  # reused batches give noisier estimates
+                live = live_text(step.metrics)
+            bar.advance(done, live)
+            accepted += step.metrics["acceptance"]
             if done % checkpoint_every == 0 or done in (1, s.steps) or request.asked:
                 save_checkpoint(folder.checkpoint, policy, step.state)
             if request.asked and done < s.steps:
                 raise KeyboardInterrupt
+    if accepted == 0 and first < s.steps:
+        raise Stop(f"the target accepted no draw in {s.steps - first} steps: {SOFTEN}", code=1)
     return policy
-
-
-def _explained(steps: Iterator[Any], folder: RunFolder) -> Iterator[Any]:
-    """The steps; what goes wrong in one ends the run with how to go on."""
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration:
-            return
-        except Exception as error:
-            message = f"the fit stopped: {explain(error)}\n{_how_to_go_on(folder)}"
-            raise Stop(message, code=1) from error
-        yield step
 
 
 def _how_to_go_on(folder: RunFolder) -> str:

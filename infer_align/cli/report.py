@@ -67,6 +67,7 @@ def write_report(
     metrics: Sequence[Mapping[str, float]],
     verdict: "Verdict | None",
     beta: float | None,
+    exam: bool = False,
 ) -> None:
     """Write the page.
 
@@ -80,12 +81,16 @@ def write_report(
         Assessments; without a before, the page shows one.
     verdict : Verdict, optional
         Shown at the top.
+    exam : bool
+        As PASS or FAIL.
     """
+    reuse = Settings.from_config(config["settings"]).reuse
+    fresh = metrics[::reuse]  # estimates from reused batches are noisier
     trees = {"after": after} if before is None else {"before": before, "after": after}
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="sub">{escape(_summary(config, beta))}</p>',
-        "" if verdict is None else _verdict(verdict),
+        "" if verdict is None else _verdict(verdict, exam=exam),
         "<h2>How close to the target</h2>",
         _table(evaluation.rows(before, after), two=before is not None),
         _notes(evaluation.notes(before, after)),
@@ -93,7 +98,7 @@ def write_report(
         '<div class="figures">',
         *(
             f"<figure><figcaption>{escape(name)}</figcaption>{image}</figure>"
-            for name, image in figures.curves(metrics, trees).items()
+            for name, image in figures.curves(fresh, trees).items()
         ),
         "</div>",
         "<h2>Samples</h2>",
@@ -122,14 +127,14 @@ def _summary(config: Mapping[str, Any], beta: float | None) -> str:
     )
 
 
-def _verdict(verdict: "Verdict") -> str:
-    word, kind = ("PASS", "pass") if verdict.passed else ("FAIL", "fail")
-    rest = "closer to the target" if verdict.passed else "not shown to be closer to the target"
+def _verdict(verdict: "Verdict", *, exam: bool) -> str:
+    word, rest = verdict.words(exam=exam)
+    kind = "pass" if verdict.passed else "fail" if exam else "plain"
     reasons = "".join(
         f'<li class="{"yes" if good else "no"}">{escape(text)}</li>'
         for good, text in verdict.reasons
     )
-    return f'<div class="verdict {kind}"><b>{word}</b> {rest}<ul>{reasons}</ul></div>'
+    return f'<div class="verdict {kind}"><b>{word}</b>: {rest}<ul>{reasons}</ul></div>'
 
 
 def _table(rows: "Sequence[Row]", *, two: bool) -> str:
@@ -139,7 +144,9 @@ def _table(rows: "Sequence[Row]", *, two: bool) -> str:
         cells = [row.label.strip(), row.before, row.after, row.change]
         cells = cells if two else [cells[0], cells[2]]
         kind = ' class="exact"' if row.label.startswith(" ") else ""
-        lines.append(f"<tr{kind}>" + "".join(f"<td>{escape(c)}</td>" for c in cells) + "</tr>")
+        cells = [escape(c) for c in cells]
+        cells[0] = cells[0].replace("E_π", "E<sub>π</sub>").replace("E_p", "E<sub>p</sub>")
+        lines.append(f"<tr{kind}>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
     head = "".join(f"<th>{escape(h)}</th>" for h in heads)
     return (
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody>'

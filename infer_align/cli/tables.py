@@ -50,11 +50,10 @@ def print_samples(when: str, samples: "Sequence[Sample]") -> None:
         say(f"  {value}{text[: WIDTH - 10]}")
 
 
-def print_verdict(verdict: "Verdict") -> None:
-    """PASS or FAIL, and the reasons."""
+def print_verdict(verdict: "Verdict", *, exam: bool) -> None:
+    """The reasons, and the verdict in a word."""
     say()
     for good, reason in verdict.reasons:
         say(f"  {'✓' if good else '✗'} {reason}")
-    word, colour = ("PASS", "green") if verdict.passed else ("FAIL", "red")
-    rest = "closer to the target" if verdict.passed else "not shown to be closer to the target"
-    typer.secho(f"{word}: {rest}", fg=colour, bold=True)
+    word, rest = verdict.words(exam=exam)
+    typer.secho(f"{word}: {rest}", fg="green" if verdict.passed else "red", bold=True)

@@ -31,9 +31,7 @@ def assess(
     run: Run,
     *,
     prompts: Prompts = None,
-    n: Annotated[
-        int, typer.Option("--n", "-n", help="Fresh outcomes per prompt.", min=2)
-    ] = 1024,
+    n: Annotated[int, typer.Option("--n", "-n", help="Fresh outcomes per prompt.", min=2)] = 1024,
     seed: Seed = 0,
     before: Annotated[
         bool, typer.Option("--before", help="Assess the prior, too, and compare.")
@@ -69,7 +67,7 @@ def assess(
     print_notes(evaluation.notes(prior, tree))
     print_samples("samples", evaluation.samples(tree, job.lm, 5))
     if verdict is not None:
-        print_verdict(verdict)
+        print_verdict(verdict, exam=False)
     report = folder.path / f"report_{name}.html"
     write_report(
         report, title=f"Assessment on {name}", config=folder.read_config(), lm=job.lm,

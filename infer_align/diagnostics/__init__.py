@@ -10,6 +10,7 @@ axes; pooled values are means over contexts.
 Everything is computed in NumPy float64, whatever library the log-probabilities come from.
 """
 
+from infer_align.diagnostics._batch import batch_metrics
 from infer_align.diagnostics._compare import compare
 from infer_align.diagnostics._khat import kish_ess, pareto_khat
 from infer_align.diagnostics._summary import Estimate
@@ -19,6 +20,7 @@ from infer_align.diagnostics._tree import assess, estimates, save
 __all__ = [
     "Estimate",
     "assess",
+    "batch_metrics",
     "compare",
     "estimates",
     "kish_ess",

@@ -10,12 +10,13 @@ either way.
 """
 
 from infer_align.jax.diagnostics import assess
-from infer_align.jax.fit import FitState, Step, fit
-from infer_align.jax.numpyro import target
+from infer_align.jax.fit import FitState, Step, fit, policy_gradient
+from infer_align.jax.numpyro import ProgramPrior, target
 from infer_align.jax.policies import Tabular, TokenSequence, markov, memoryless, tabular
 
 __all__ = [
     "FitState",
+    "ProgramPrior",
     "Step",
     "Tabular",
     "TokenSequence",
@@ -23,6 +24,7 @@ __all__ = [
     "fit",
     "markov",
     "memoryless",
+    "policy_gradient",
     "tabular",
     "target",
 ]

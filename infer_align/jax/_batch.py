@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from infer_align._numerics import Array, log_ratio, logmeanexp
 from infer_align.estimators import LogWeights
 from infer_align.targets import Target, add_potential
 
@@ -59,40 +58,6 @@ def weigh(batch: Batch, name: str) -> Weighed:
         context=np.arange(math.prod(shape)).reshape(shape),
     )
     return Weighed(weights, prior, potential)
-
-
-def metrics(weighed: Weighed) -> dict[str, float]:
-    """Estimates from one batch, averaged over contexts."""
-    weights, accepted = weighed.weights, weighed.weights.target > -math.inf
-    v, log_w = weights.importance, weights.log_weight
-    log_z = logmeanexp(log_w)
-    some = log_z > -math.inf
-    total = np.where(some, log_z + math.log(len(log_w)), 0.0)
-    share = np.exp(log_w - total)  # self-normalised P/q
-    d = log_ratio(weights.policy, weights.target)
-    kept = np.where(accepted, v, 0.0)
-    mass = kept.sum(axis=0)
-    reward = (kept * np.where(accepted, weighed.log_potential, 0.0)).sum(axis=0)
-    means = {
-        "reward": np.where(mass > 0, reward / np.where(mass > 0, mass, 1.0), math.nan),
-        "acceptance": accepted.mean(axis=0),
-        "kl_prior": _mean(v, log_ratio(weights.policy, weighed.log_prior)),
-        # Rejected outcomes make KL(π‖p) infinite; without any accepted one log Z is -inf, too.
-        "reverse_kl": _mean(v, d) + np.where(some, log_z, 0.0),
-        "forward_kl": np.where(some, _sum(share, -d) - np.where(some, log_z, 0.0), math.nan),
-        "log_z": log_z,
-        "ess": np.where(some, 1 / np.maximum((share**2).sum(axis=0), 1e-300) / len(log_w), 0.0),
-    }
-    return {name: float(np.mean(value)) for name, value in means.items()}
-
-
-def _sum(weight: Array, value: Array) -> Array:
-    """Σ weight · value over outcomes, with 0 · inf = 0."""
-    return np.sum(np.where(weight > 0, weight, 0.0) * np.where(weight > 0, value, 0.0), axis=0)
-
-
-def _mean(weight: Array, value: Array) -> Array:
-    return _sum(weight, value) / len(weight)
 
 
 def _host(array: Any) -> np.ndarray:

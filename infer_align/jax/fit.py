@@ -19,8 +19,9 @@ import numpyro.distributions as dist
 import optax
 
 from infer_align import estimators
+from infer_align.diagnostics import batch_metrics
 from infer_align.estimators import Estimator, LogWeights
-from infer_align.jax._batch import Batch, draw, metrics, weigh
+from infer_align.jax._batch import Batch, draw, weigh
 from infer_align.jax.numpyro import Program, ProgramPrior
 from infer_align.jax.numpyro import target as as_target
 from infer_align.targets import Target
@@ -179,8 +180,7 @@ def policy_gradient(
     Examples
     --------
     >>> import jax.numpy as jnp
-    >>> from infer_align.jax import tabular
-    >>> from infer_align.jax.fit import policy_gradient
+    >>> from infer_align.jax import policy_gradient, tabular
     >>> c = jnp.array([0.5, -0.5])
     >>> policy_gradient(tabular, jnp.zeros(2), jnp.array([0, 1]), c).tolist()
     [0.5, -0.5]
@@ -215,7 +215,7 @@ class _Fit:
             coefficients, estimator_state, info = self._coefficients(
                 weighed.weights, state.estimator, index
             )
-            numbers = metrics(weighed) | info
+            numbers = batch_metrics(*weighed) | info
             optimizer_state, norm = state.optimizer, 0.0
             skipped = not np.any(coefficients)
             if not skipped:

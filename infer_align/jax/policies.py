@@ -56,7 +56,7 @@ def tabular(
     [0.2, 0.7]
     """
     if space is None:
-        return dist.Categorical(logits=logits)
+        return dist.CategoricalLogits(logits)
     return Tabular(logits, jnp.asarray(space.outcomes))
 
 
@@ -98,7 +98,7 @@ def memoryless(
         return TokenSequence(logits, None, length, eos, pad)
     if length < 1:
         raise ValueError(f"length must be at least 1, got {length}")
-    tokens = dist.Categorical(logits=logits[..., None, :])
+    tokens = dist.CategoricalLogits(logits[..., None, :])
     return tokens.expand((*logits.shape[:-1], length)).to_event(1)
 
 

@@ -12,7 +12,7 @@ from infer_align.targets import Target, add_potential
 from infer_align.torch.contexts import bind
 from infer_align.torch.continuations import Continuations
 from infer_align.torch.fit import draw
-from infer_align.torch.pyro import Program
+from infer_align.torch.pyro import Outcome, Program
 
 if TYPE_CHECKING:
     import xarray
@@ -27,7 +27,7 @@ CHUNK = 128
 class Draws(NamedTuple):
     """Outcomes of a policy with all that `infer_align.diagnostics` needs to know of them."""
 
-    outcomes: Tensor
+    outcomes: Outcome
     weights: LogWeights
     log_prior: Tensor
     log_potential: Tensor
@@ -100,11 +100,13 @@ def collect(
     distribution = policy(*contexts.of_policy(every))
     source = distribution if proposal is None else proposal(*contexts.of_policy(every))
     parts: list[dict[str, Tensor]] = []
+    drawn: list[Outcome] = []
     gap = float("nan")
     for start in range(0, n, CHUNK):
         size = min(CHUNK, n - start)
         y, log_drawn = draw(source, size, generator)
-        part = {"y": y, "drawn": log_drawn.double()}
+        drawn.append(y)
+        part = {"drawn": log_drawn.double()}
         if proposal is not None:
             part["policy"] = distribution.log_prob(y).double()
         elif start == 0 and isinstance(distribution, Continuations):
@@ -125,13 +127,20 @@ def collect(
         context=contexts.ids(every),
     )
     return Draws(
-        all_["y"],
+        _joined(drawn),
         weights,
         all_["prior"],
         all_["potential"],
         {k.removeprefix("feature "): v for k, v in all_.items() if k.startswith("feature ")},
         gap,
     )
+
+
+def _joined(parts: Sequence[Outcome]) -> Outcome:
+    """Outcomes of all chunks, on the CPU."""
+    if isinstance(parts[0], dict):
+        return {site: torch.cat([p[site] for p in parts]).cpu() for site in parts[0]}
+    return torch.cat(list(parts)).cpu()
 
 
 def assess(

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from infer_align import estimators
+from infer_align.diagnostics import batch_metrics
 from infer_align.estimators import Estimator, LogWeights
 from infer_align.targets import Target, add_potential
 from infer_align.torch.contexts import Contexts, bind
 from infer_align.torch.continuations import Continuations
-from infer_align.torch.pyro import Program
+from infer_align.torch.pyro import Outcome, Program
 
 __all__ = ["FitState", "Step", "fit"]
 
@@ -57,7 +58,7 @@ class Step(NamedTuple):
     """
 
     index: int
-    outcomes: Tensor
+    outcomes: Outcome
     weights: LogWeights
     metrics: dict[str, float]
     state: FitState
@@ -177,7 +178,7 @@ class _Batch:
     """Outcomes as they were drawn, and what does not change while they are reused."""
 
     ids: Tensor
-    outcomes: Tensor
+    outcomes: Outcome
     log_drawn: Tensor
     log_prior: Tensor
     log_potential: Tensor
@@ -234,7 +235,9 @@ class _Fit:
                 "use a bounded divergence (jensen_shannon), or clip= and truncate="
             )
         skipped = bool((coefficients == 0).all())
-        metrics = _metrics(weights, batch, info)
+        metrics = batch_metrics(weights, batch.log_prior, batch.log_potential)
+        reported = ("undefined", "coefficient_bias")
+        metrics |= {k: float(info[k]) for k in reported if k in info}
         if skipped:
             metrics["grad_norm"] = 0.0
         else:
@@ -287,15 +290,13 @@ class _Fit:
 
     def _score(self, distribution: Any, batch: _Batch, parts: _Parts) -> tuple[Tensor, _Parts]:
         """Log-probs at these parameters; a batch that is one part keeps its graph for later."""
-        rows, log_prob = next(parts)
-        shape = batch.log_drawn.shape
-        if len(rows) == shape.numel():
-            scored = torch.empty(shape.numel(), dtype=torch.float64)
-            scored[rows.cpu()] = log_prob.detach().double().cpu()
-            return scored.reshape(shape), iter([(rows, log_prob)])
+        if _one_part(distribution, batch.outcomes, self.token_budget):
+            rows, log_prob = next(parts)
+            scored = torch.empty_like(batch.log_drawn).reshape(-1)
+            scored[rows] = log_prob.detach().to(scored)
+            return scored.reshape(batch.log_drawn.shape), iter([(rows, log_prob)])
         with torch.no_grad():
-            log_prob = distribution.log_prob(batch.outcomes).double()
-        return log_prob, _log_prob_in_parts(distribution, batch.outcomes, self.token_budget)
+            return distribution.log_prob(batch.outcomes).double(), parts
 
     def _descend(self, parts: _Parts, coefficients: Tensor, log_policy: Tensor) -> dict[str, float]:
         """One optimiser step along (c * log_prob).sum(), in micro-batches."""
@@ -324,7 +325,7 @@ class _Fit:
         return float(self.optimizer.param_groups[0]["lr"])
 
 
-def draw(distribution: Any, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw(distribution: Any, n: int, generator: torch.Generator) -> tuple[Outcome, Tensor]:
     """Outcomes (n, *contexts, ...) of any distribution, with log-probs, from a generator."""
     if isinstance(distribution, Continuations):
         return distribution.sample_with_log_prob((n,), generator=generator)
@@ -335,45 +336,27 @@ def draw(distribution: Any, n: int, generator: torch.Generator) -> tuple[Tensor,
         return outcomes, distribution.log_prob(outcomes)
 
 
-def _log_prob_in_parts(
-    distribution: Any, outcomes: Tensor, token_budget: int | None
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _log_prob_in_parts(distribution: Any, outcomes: Outcome, token_budget: int | None) -> _Parts:
     """Log-probs with a graph, of flat row numbers: in parts where the distribution has them."""
     if not isinstance(distribution, Continuations):
         log_prob = distribution.log_prob(outcomes).reshape(-1)
-        yield torch.arange(len(log_prob)), log_prob
+        yield torch.arange(len(log_prob), device=log_prob.device), log_prob
         return
     for rows in distribution.micro_batches(outcomes, token_budget):
         yield rows, distribution.log_prob_rows(outcomes, rows)
 
 
-def _tokens(distribution: Any, outcomes: Tensor) -> int:
+def _one_part(distribution: Any, outcomes: Outcome, token_budget: int | None) -> bool:
+    if not isinstance(distribution, Continuations):
+        return True
+    return len(list(distribution.micro_batches(outcomes, token_budget))) == 1
+
+
+def _tokens(distribution: Any, outcomes: Outcome) -> int:
     if isinstance(distribution, Continuations):
         return int(distribution.lengths(outcomes).sum())
-    return outcomes.numel()
-
-
-def _metrics(weights: LogWeights, batch: _Batch, info: dict[str, Any]) -> dict[str, float]:
-    """Estimates from this batch, averaged over contexts; they precede the update."""
-    log_w, v = weights.log_weight, weights.importance
-    accepted = log_w > -math.inf
-    w = (log_w - log_w.amax(0).clamp(min=-1e300)).exp()
-    log_z = log_w.logsumexp(0) - math.log(len(log_w))
-    d = weights.policy - weights.target
-    share = w / w.sum(0).clamp(min=1e-300)
-    ess = 1 / (share**2).sum(0).clamp(min=1e-300) / len(log_w)
-    reward = torch.where(accepted, v * batch.log_potential, 0.0).sum(0) / (v * accepted).sum(0)
-    known = {
-        "reward": reward.mean(),
-        "acceptance": accepted.double().mean(),
-        "kl_prior": (v * (weights.policy - batch.log_prior)).mean(0).mean(),
-        "reverse_kl": ((v * d).mean(0) + log_z).mean(),
-        "forward_kl": (torch.where(accepted, -share * d, 0.0).sum(0) - log_z).mean(),
-        "log_z": log_z.mean(),
-        "ess": torch.where(accepted.any(0), ess, 0.0).mean(),
-    }
-    extra = {k: info[k] for k in ("undefined", "coefficient_bias") if k in info}
-    return {k: float(x) for k, x in (known | extra).items()}
+    sites = outcomes.values() if isinstance(outcomes, dict) else [outcomes]
+    return sum(y.numel() for y in sites)
 
 
 @dataclass

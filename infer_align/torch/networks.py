@@ -84,11 +84,7 @@ class SharedModel:
                 layer.set_adapter([adapter])
             layer.enable_adapters(adapter is not None)
         self.active = adapter
-        # Switching marks the idle adapters as frozen, and a backward pass skips a frozen
-        # leaf silently: a graph recorded before the switch would lose its gradient.
-        for name in self.peft.peft_config:
-            for parameter in self.adapter_parameters(name).values():
-                parameter.requires_grad = True
+        self._unfreeze()
 
     def adapter_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
         """Parameters of one adapter by name."""
@@ -103,6 +99,18 @@ class SharedModel:
 
         self.layers = [m for m in self.module.modules() if isinstance(m, BaseTunerLayer)]
         self.active = "?"  # forces the next switch
+        self._unfreeze()
+
+    def _unfreeze(self) -> None:
+        """Undo what peft does to idle adapters: it marks them as frozen.
+
+        A backward pass skips a frozen leaf silently, so a graph recorded before a switch would
+        lose its gradient; and an optimiser made before the first pass would miss the adapter.
+        """
+        assert self.peft is not None, "adapters live in self.peft"
+        for name in self.peft.peft_config:
+            for parameter in self.adapter_parameters(name).values():
+                parameter.requires_grad = True
 
 
 @contextmanager

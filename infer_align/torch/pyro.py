@@ -22,6 +22,10 @@ __all__ = ["context_names", "target"]
 
 Program = Callable[..., Any]
 Outcome = Tensor | dict[str, Tensor]
+NO_LATENT_SITE = (
+    "program {!r} has no latent sample site, so it has no prior; draw the outcome with "
+    'pyro.sample("y", distribution)'
+)
 
 
 def target(program: Program | Target, *, name: str | None = None) -> Target:
@@ -129,6 +133,17 @@ class ProgramPrior:
     contexts: Sequence[Any]
     name: str
 
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Shape of the contexts: the batch shape of the first latent site. Draws nothing."""
+        first = _FirstSite()
+        try:
+            with first:
+                self.program(*self.contexts)
+        except _Enough:
+            return first.shape
+        raise ValueError(NO_LATENT_SITE.format(self.name))
+
     def sample(self, sample_shape: tuple[int, ...] = ()) -> Outcome:
         """Outcomes drawn by running the program: an array, or a dict of several sites.
 
@@ -164,6 +179,17 @@ class _Enough(Exception):
     """The one latent site has been read: the rest of the program need not run."""
 
 
+class _FirstSite(Messenger):
+    """Stops a program at its first latent site, whose batch shape it keeps."""
+
+    shape = torch.Size()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not site_is_subsample(msg) and not msg["is_observed"]:
+            self.shape = msg["fn"].batch_shape
+            raise _Enough
+
+
 class _Sites(Messenger):
     """Runs a program at given outcomes (or draws them) and collects its sites' log-probs."""
 
@@ -178,6 +204,7 @@ class _Sites(Messenger):
         super().__init__()
         self.program, self.y, self.sample_shape, self.stop = program, y, sample_shape, stop
         self.values: dict[str, Tensor] = {}
+        self.terms: list[tuple[Any, Tensor]] = []
         self.prior: list[Tensor] = []
         self.potential: list[Tensor] = []
         self.shape = torch.Size()
@@ -204,14 +231,9 @@ class _Sites(Messenger):
             self.values[msg["name"]] = value
             if self.y is None or (not self.stop and not isinstance(self.y, dict)):
                 return  # only the potential is wanted: the prior may be a costly network
-        term = scale_and_mask(msg["fn"].log_prob(value), msg["scale"], msg["mask"])
-        if term.shape != self.shape:
-            raise ValueError(
-                f"site {msg['name']!r} of program {self.program!r} has log-probability of shape "
-                f"{tuple(term.shape)}; needed is one number an outcome, {tuple(self.shape)}: sum "
-                "over trailing axes with .sum(-1) or .to_event(1), and never over outcomes"
-            )
-        (self.potential if observed else self.prior).append(term)
+        self.terms.append(
+            (msg, scale_and_mask(msg["fn"].log_prob(value), msg["scale"], msg["mask"]))
+        )
         if self.stop and not observed:
             raise _Enough
 
@@ -238,15 +260,21 @@ class _Sites(Messenger):
         return self.sample_shape if len(fn.batch_shape) < len(self.shape) else ()
 
     def finish(self) -> None:
-        """Refuse a program without latent sites and outcomes for sites it does not have."""
+        """Sort the terms, and refuse sites and outcomes that do not fit each other."""
         if not self.values:
-            raise ValueError(
-                f"program {self.program!r} has no latent sample site, so it has no prior; draw "
-                'the outcome with pyro.sample("y", distribution)'
-            )
+            raise ValueError(NO_LATENT_SITE.format(self.program))
         unused = set(self.y) - set(self.values) if isinstance(self.y, dict) else set()
         if unused:
             raise ValueError(
                 f"program {self.program!r} has no latent site {sorted(unused)}; its latent sites "
                 f"are {sorted(self.values)}"
             )
+        for msg, term in self.terms:
+            if term.shape != self.shape:
+                raise ValueError(
+                    f"site {msg['name']!r} of program {self.program!r} has log-probability of "
+                    f"shape {tuple(term.shape)}; needed is one number an outcome, "
+                    f"{tuple(self.shape)}: sum over trailing axes with .sum(-1) or .to_event(1), "
+                    "and never over outcomes"
+                )
+            (self.potential if msg["is_observed"] else self.prior).append(term)

@@ -94,6 +94,8 @@ def classifier(
 ) -> Reward:
     """A Transformers sequence classifier as a reward on prompt + completion.
 
+    A text longer than the classifier's context is cut at its end.
+
     Parameters
     ----------
     model : PreTrainedModel
@@ -114,15 +116,27 @@ def classifier(
     Raises
     ------
     ValueError
-        For several outputs without a label, or a label that the model does not have.
+        For several outputs without a label, a label that the model does not have, or a label
+        for a model with one output.
     """
     outputs = model.config.num_labels
     index = model.config.label2id.get(label) if isinstance(label, str) else label
+    if outputs == 1 and label is not None:
+        raise ValueError(
+            f"the classifier has one output, whose value is the reward, and label is {label!r}; "
+            "leave the label out"
+        )
     if outputs > 1 and (index is None or not 0 <= index < outputs):
         raise ValueError(
             f"the classifier has {outputs} outputs and label is {label!r}; give one of "
             f"{sorted(model.config.label2id, key=str)} or an index below {outputs}"
         )
+
+    # Not every tokenizer knows how much its model can read.
+    context = min(
+        tokenizer.model_max_length,
+        getattr(model.config, "max_position_embeddings", tokenizer.model_max_length),
+    )
 
     @torch.no_grad()
     def reward(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
@@ -132,7 +146,7 @@ def classifier(
         for start in range(0, len(texts), batch_size):
             batch = tokenizer(
                 texts[start : start + batch_size], return_tensors="pt", padding=True,
-                truncation=True,
+                truncation=True, max_length=context,
             )  # fmt: skip
             logits = model(**batch.to(model.device)).logits.float()
             chosen = logits[:, 0] if outputs == 1 else logits.log_softmax(-1)[:, index]

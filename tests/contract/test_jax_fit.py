@@ -11,8 +11,7 @@ import pytest
 
 from infer_align import Space, divergences, estimators
 from infer_align.estimators import Claim, LogWeights
-from infer_align.jax import fit, markov
-from infer_align.jax.fit import policy_gradient
+from infer_align.jax import fit, markov, policy_gradient
 from infer_align.targets import Target
 
 SPACE = Space.sequences(3, 2, eos=2, xp=jnp)  # 7 outcomes, 4 of 12 parameters shared by several

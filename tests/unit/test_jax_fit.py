@@ -72,11 +72,19 @@ def test_reaches_the_target(divergence):
     ],
     ids=lambda e: e.name,
 )
-def test_every_state_is_carried(estimator):
-    """Estimators with a state reach the target, too."""
+def test_stateful_estimators_reach_the_target(estimator):
     run = fit(KEY, tabular, jnp.zeros(6), bandit, estimator, steps=300,
               optimizer=optax.adam(optax.cosine_decay_schedule(0.1, 300)))  # fmt: skip
     assert exact(divergences.jensen_shannon, last(run).params) < 3e-3
+
+
+def test_estimator_state_is_carried():
+    """A learnt log Z finds its place between updates, and comes back in the state."""
+    estimator = estimators.trajectory_balance(log_z=estimators.learnt_log_z(learning_rate=0.2))
+    step = last(fit(KEY, tabular, jnp.zeros(6), bandit, estimator, steps=300,
+                    optimizer=optax.adam(optax.cosine_decay_schedule(0.1, 300))))  # fmt: skip
+    (learnt,) = jax.tree.leaves(step.state.estimator)
+    assert float(learnt) == pytest.approx(float(SPACE.log_z(target(bandit))), abs=0.1)
 
 
 def test_off_policy():
@@ -161,6 +169,8 @@ def test_same_key_same_run_and_resume():
             np.testing.assert_array_equal(a.params, b.params)
             np.testing.assert_array_equal(a.outcomes, b.outcomes)
             assert a.metrics == b.metrics
+    still = run(params=jnp.zeros(6), optimizer=optax.sgd(0.0))
+    assert not np.array_equal(next(still).outcomes, next(still).outcomes)  # a new key every step
     different = fit(jax.random.key(1), tabular, jnp.zeros(6), bandit, estimator, n=16)
     assert not np.array_equal(whole[0].outcomes, next(different).outcomes)
 

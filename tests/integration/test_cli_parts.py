@@ -1,0 +1,153 @@
+"""Parts of the command line that need no model: settings, files, the meter, the figures."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infer_align import divergences, estimators
+from infer_align.cli import console, data, figures, loader, runs, settings
+from infer_align.cli.errors import Stop, describe, explain
+
+
+@pytest.mark.parametrize("name", settings.DIVERGENCES)
+def test_every_divergence_has_its_name(name: str) -> None:
+    assert settings.make_divergence(name).name == name
+
+
+def test_all_divergences_of_the_library_can_be_named() -> None:
+    families = {"alpha", "generalized_jensen_shannon"}
+    named = {settings.make_divergence(n).name for n in settings.DIVERGENCES}
+    others = {d.name.partition("(")[0] for d in divergences.ALL if d.name not in named}
+    assert others <= families == set(settings.FAMILIES)
+    assert settings.make_divergence("alpha:0.5").name == divergences.alpha(0.5).name
+
+
+def test_settings_name_estimators() -> None:
+    base = settings.Settings(target="t.py")
+    assert base.n >= 2
+    made = settings.make_estimator(base, 3)
+    assert made.name == estimators.f_dpg(divergences.jensen_shannon).name
+    for name in settings.ESTIMATORS:
+        chosen = settings.Settings(target="t.py", estimator=name)
+        assert settings.make_estimator(chosen, 3).name.startswith(name)
+    for rule in (*settings.LOG_Z[:3], "-1.5"):
+        settings.make_estimator(settings.Settings(target="t.py", log_z=rule), 3)
+    for baseline in settings.BASELINES:
+        settings.make_estimator(settings.Settings(target="t.py", baseline=baseline), 3)
+
+
+def test_settings_survive_the_config() -> None:
+    chosen = settings.Settings(target="t.py", lora=None, max_grad_norm=None, log_z="2.0")
+    assert settings.Settings.from_config(chosen.record()) == chosen
+
+
+def test_prompt_files(tmp_path: Path) -> None:
+    text = tmp_path / "p.txt"
+    text.write_text("one\n\n two \n")
+    assert data.read_prompts(text) == (["one", " two "], {})
+    lines = tmp_path / "p.jsonl"
+    lines.write_text(
+        '{"prompt": null, "x": 1}\n{"prompt": [{"role": "user", "content": "hi"}], "x": 2}\n'
+    )
+    prompts, columns = data.read_prompts(lines)
+    assert columns == {"x": [1, 2]}
+    assert [data.label(p) for p in prompts] == ["(no prompt)", "hi"]
+    for bad, message in (
+        ("", "no prompt"),
+        ("[1]\n", "not a JSON object"),
+        ('{"x": 1}\n', "'prompt'"),
+        ('{"prompt": "a"}\n{"prompt": "b", "y": 1}\n', "line 2"),
+    ):
+        lines.write_text(bad)
+        with pytest.raises(Stop, match=message):
+            data.read_prompts(lines)
+
+
+def test_target_names_are_split() -> None:
+    assert loader.split("a/b.py") == (Path("a/b.py"), "target")
+    assert loader.split("a/b.py:posterior") == (Path("a/b.py"), "posterior")
+
+
+def test_catalogue_is_read_not_run(root: Path) -> None:
+    sheets = loader.catalogue()
+    assert set(sheets) == {path.stem for path in (root / "models").glob("[!_]*.py")}
+    assert all(sheet.headline for sheet in sheets.values())
+    assert not sheets["tiny_gpt2"].is_numpyro()
+    assert sheets["two_peaks"].is_numpyro()
+
+
+def test_run_folder_metrics_are_strict_json_and_cut(tmp_path: Path) -> None:
+    folder = runs.RunFolder(tmp_path)
+    with folder.open_metrics(keep=0) as file:
+        for step in (1.0, 2.0, 3.0):
+            file.write(runs.as_line({"step": step, "log_z": -math.inf, "x": math.nan}))
+        file.write('{"step": 4, "lo')  # the power went
+    assert "Infinity" not in folder.metrics.read_text()
+    rows = folder.read_metrics()
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[0]["log_z"] == -math.inf
+    assert math.isnan(rows[0]["x"])
+    folder.open_metrics(keep=2).close()
+    assert len(folder.read_metrics()) == 2
+
+
+def test_messages_say_where_in_the_users_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.py"
+    path.write_text("def f():\n    return 1 / 0\n")
+    space: dict = {}
+    exec(compile(path.read_text(), str(path), "exec"), space)
+    with pytest.raises(ZeroDivisionError) as caught:
+        space["f"]()
+    assert explain(caught.value) == f"ZeroDivisionError: division by zero (in f, {path}, line 2)"
+    assert describe(caught.value)[1] == 1
+    missing = ModuleNotFoundError("no", name="numpyro.infer")
+    assert describe(missing) == (
+        "numpyro.infer is not installed; it comes with: pip install 'infer_align[jax]'", 2,
+    )  # fmt: skip
+
+
+METRICS = {"reward": 1.0, "kl_prior": 0.5, "reverse_kl": 0.25, "forward_kl": 0.2, "ess": 0.5}
+
+
+def test_meter_prints_few_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.meter("step", 100, done=10) as bar:
+        for done in range(11, 101):
+            bar.advance(done, console.live_text(METRICS))
+    lines = capsys.readouterr().out.splitlines()
+    assert 15 < len(lines) < 25
+    assert lines[0].startswith("step 11/100  potential 1.000  KL(π‖prior) 0.500  KL(π‖p) 0.250")
+    assert lines[-1].startswith("step 100/100")
+    assert "left" in lines[-1]
+
+
+def test_meter_draws_a_bar_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    with console.meter("step", 3) as bar:
+        bar.advance(2, console.live_text(METRICS))
+    out = capsys.readouterr().out
+    assert "2/3" in out
+    assert "ESS/n 0.500" in out
+
+
+def test_smoothing_leaves_out_what_is_not_finite() -> None:
+    values = np.array([1.0, math.inf, 3.0, math.nan, 5.0])
+    assert figures.smooth(values).tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert np.isnan(figures.smooth(np.array([math.nan, math.nan]))).all()
+
+
+def test_figures_take_the_pages_colours_and_unique_names() -> None:
+    rows = [{"step": float(i), **METRICS} for i in range(1, 30)]
+    one = figures.svg(lambda ax: figures._kls(ax, rows), "one")
+    two = figures.svg(lambda ax: figures._kls(ax, rows), "two")
+    assert one.startswith("<svg")
+    assert "currentColor" in one
+    assert 'id="one-' in one
+    assert figures.INK not in one
+    assert one.replace("one-", "two-") == two
