@@ -51,7 +51,7 @@ def target() -> Callable[[], None]:
     """Return the target as a NumPyro program."""
 
     def program() -> None:
-        y = numpyro.sample("y", dist.Categorical(probs=jnp.array(PRIOR)))
+        y = numpyro.sample("y", dist.CategoricalProbs(jnp.array(PRIOR)))
         numpyro.factor("reward", jnp.array(REWARDS)[y] / BETA)
 
     return program

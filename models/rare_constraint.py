@@ -52,7 +52,7 @@ def target() -> Callable[[], None]:
     """Return the target as a NumPyro program."""
 
     def program() -> None:
-        letters = dist.Categorical(probs=jnp.array(PRIOR))
+        letters = dist.CategoricalProbs(jnp.array(PRIOR))
         y = numpyro.sample("y", letters.expand([LENGTH]).to_event(1))
         numpyro.factor("constraint", indicator(count(y) >= AT_LEAST))
 

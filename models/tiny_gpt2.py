@@ -1,8 +1,7 @@
 """A GPT-2 with seeded random weights, vocabulary 5 and length 4: all 341 outcomes can be listed.
 
 Rewarded are changes of token and the letters b and c, so strongly that the model starts far from
-its target in each direction. NumPy's PCG64 draws the weights in the order of their names: they
-are the same on every platform, and in float64 the numbers below are exact.
+its target. NumPy's PCG64 draws the weights in the order of their names, on every platform alike.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,9 +18,11 @@ from infer_align.torch import CausalLM
 
 SEED, SCALE = 9, 0.25
 VOCABULARY = ("<s>", "a", "b", "c", "</s>")
-SIZES = {"vocab_size": 5, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 16}
-PROMPTS = None
-MAX_NEW_TOKENS = 4
+SIZES = {
+    "vocab_size": 5, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 16,
+    "bos_token_id": 0, "eos_token_id": 4,
+}  # fmt: skip
+PROMPTS, MAX_NEW_TOKENS = None, 4
 CHANGE_REWARD, TOKEN_REWARD, BETA = 0.5, (0.0, -0.3, 0.3, 0.3, 0.0), 0.25
 
 # fmt: off
@@ -45,7 +46,7 @@ REFERENCE = {
 def model() -> CausalLM:
     """Build the frozen model, with a tokenizer that writes its letters apart."""
     with torch.random.fork_rng():  # Transformers draws weights too, which are replaced
-        network = GPT2LMHeadModel(GPT2Config(**SIZES, bos_token_id=0, eos_token_id=4)).double()
+        network = GPT2LMHeadModel(GPT2Config.from_dict(SIZES)).double()
     rng = np.random.default_rng(SEED)
     for name, parameter in sorted(network.named_parameters()):
         drawn = SCALE * rng.standard_normal(tuple(parameter.shape))
@@ -60,9 +61,8 @@ def model() -> CausalLM:
 
 def reward(y: Tensor, prompts: Any = None) -> Tensor:
     """Reward of token sequences (..., 4), the padding after EOS counted as more EOS."""
-    changes = (y[..., :-1] != y[..., 1:]).sum(-1)
     letters = torch.tensor(TOKEN_REWARD, dtype=torch.float64, device=y.device)[y].sum(-1)
-    return CHANGE_REWARD * changes + letters
+    return CHANGE_REWARD * (y[..., :-1] != y[..., 1:]).sum(-1) + letters
 
 
 def target(lm: CausalLM) -> Callable[..., None]:

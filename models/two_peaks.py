@@ -62,7 +62,7 @@ def target() -> Callable[[], None]:
     """Return the target as a NumPyro program."""
 
     def program() -> None:
-        letters = dist.Bernoulli(probs=PRIOR_ONE)
+        letters = dist.BernoulliProbs(PRIOR_ONE)
         y = numpyro.sample("y", letters.expand([LENGTH]).to_event(1))
         numpyro.factor("reward", reward(y) / BETA)
 

@@ -193,9 +193,9 @@ def tiny_gpt2(c: Constants) -> dict[str, Number]:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    eos, start, length = 4, 0, c["MAX_NEW_TOKENS"]
-    network = GPT2LMHeadModel(GPT2Config(**c["SIZES"], bos_token_id=start, eos_token_id=eos))
-    network.double().eval()
+    sizes, length = c["SIZES"], c["MAX_NEW_TOKENS"]
+    start, eos = sizes["bos_token_id"], sizes["eos_token_id"]
+    network = GPT2LMHeadModel(GPT2Config.from_dict(sizes)).double().eval()
     rng = np.random.default_rng(c["SEED"])
     weights = dict(network.named_parameters())
     for name in sorted(weights):
@@ -272,8 +272,7 @@ def smollm2_sentiment(c: Constants) -> dict[str, Number]:
         numbers[name] = Number(
             round(float(value), 4),
             round(tolerance, 3),
-            f"scripts/reference_numbers.py: {n} draws, "
-            f"95% interval {low:.4f} to {high:.4f}",
+            f"scripts/reference_numbers.py: {n} draws, 95% interval {low:.4f} to {high:.4f}",
         )
     return numbers
 

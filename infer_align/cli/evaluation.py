@@ -46,10 +46,8 @@ class Verdict(NamedTuple):
     def words(self, *, exam: bool) -> tuple[str, str]:
         """PASS or FAIL in an exam, else a plain yes or no, and what it means."""
         if exam:
-            found = (
-                "closer to the target" if self.passed else "not shown to be closer to the target"
-            )
-            return ("PASS" if self.passed else "FAIL"), found
+            found = "" if self.passed else "not shown to be "
+            return ("PASS" if self.passed else "FAIL"), f"{found}closer to the target"
         return "closer to the target", ("yes" if self.passed else "not shown")
 
 
@@ -132,7 +130,7 @@ def token_lists(tree: "xarray.DataTree", lm: "CausalLM") -> list[list[int]]:
 
 def outcomes(tree: "xarray.DataTree") -> np.ndarray:
     """Outcomes (n, contexts, T)."""
-    return np.asarray(tree["outcomes"]["y"].values[0])
+    return values(tree, "outcomes", "y")[0]
 
 
 def accepted(tree: "xarray.DataTree") -> bool:
@@ -142,7 +140,12 @@ def accepted(tree: "xarray.DataTree") -> bool:
 
 def stat(tree: "xarray.DataTree", name: str) -> np.ndarray:
     """A sample statistic (n, contexts)."""
-    return np.asarray(tree["sample_stats"][name].values[0])
+    return values(tree, "sample_stats", name)[0]
+
+
+def values(tree: "xarray.DataTree", group: str, name: str) -> np.ndarray:
+    """The values of a variable or coordinate of a group."""
+    return np.asarray(tree[group].to_dataset()[name])
 
 
 def log_weights(tree: "xarray.DataTree") -> LogWeights:
@@ -158,7 +161,8 @@ def headline(tree: "xarray.DataTree") -> str | None:
 
 def exact(tree: "xarray.DataTree", name: str) -> float | None:
     """An exact value, where the outcomes could be listed."""
-    return tree["diagnostics"].attrs.get(f"exact_{name}")
+    value = tree["diagnostics"].attrs.get(f"exact_{name}")
+    return None if value is None else float(value)
 
 
 def judge(before: "xarray.DataTree", after: "xarray.DataTree") -> Verdict:
@@ -173,23 +177,28 @@ def judge(before: "xarray.DataTree", after: "xarray.DataTree") -> Verdict:
         change = changes[divergence.name]
         sign = "below" if change.high < 0 else "not below"
         reasons.append((change.high < 0, f"{name} {_interval(change)}, {sign} zero"))
-    exactly = [(exact(before, d.name), exact(after, d.name)) for d in (reverse_kl, forward_kl)]
-    if all(old is not None and new is not None for old, new in exactly):
-        for name, (old, new) in zip(("KL(π‖p)", "KL(p‖π)"), exactly, strict=True):
-            reasons.append((new < old, f"exact {name} from {old:.3f} to {new:.3f}"))
-    else:
-        reasons += _grounds(before, after, changes["log_z"])
+    reasons += _exactly(before, after) or _grounds(before, after, changes["log_z"])
     if (name := headline(after)) is not None:
         old, new = (diagnostics.estimates(t)[f"policy_{name}"].value for t in (before, after))
         reasons.append((new > old, f"E[{name}] from {old:.3f} to {new:.3f}"))
     return Verdict(all(ok for ok, _ in reasons), reasons)
 
 
+def _exactly(before: "xarray.DataTree", after: "xarray.DataTree") -> list[tuple[bool, str]]:
+    """The exact changes, or nothing."""
+    out = []
+    for divergence, name in ((reverse_kl, "KL(π‖p)"), (forward_kl, "KL(p‖π)")):
+        old, new = exact(before, divergence.name), exact(after, divergence.name)
+        if old is not None and new is not None:
+            out.append((new < old, f"exact {name} from {old:.3f} to {new:.3f}"))
+    return out
+
+
 def _grounds(
     before: "xarray.DataTree", after: "xarray.DataTree", log_z: Estimate
 ) -> list[tuple[bool, str]]:
     """What must hold for the estimates to be believed."""
-    khats = [float(t["diagnostics"]["pareto_khat"]) for t in (before, after)]
+    khats = [float(values(t, "diagnostics", "pareto_khat")) for t in (before, after)]
     agree = abs(log_z.value) <= 4 * log_z.se + 1e-9
     return [
         (all(k < 0.7 for k in khats), f"Pareto k-hat {khats[0]:.2f} and {khats[1]:.2f}, limit 0.7"),
@@ -225,11 +234,10 @@ def rows(before: "xarray.DataTree | None", after: "xarray.DataTree") -> list[Row
         if change is None and before is not None and not key.startswith("target_"):
             change = _difference(found[0][key], found[1][key])
         out.append(_row(label, cells, "" if change is None else _change(change)))
-        if any(exact(tree, key) is not None for tree in trees):
-            values = [exact(tree, key) for tree in trees]
-            cells = ["" if v is None else f"{v:.3f}" for v in values]
-            gap = "" if len(values) < 2 or None in values else f"{values[1] - values[0]:+.3f}"
-            out.append(_row("    exact", cells, gap if key != "log_z" else ""))
+        known = [v for v in (exact(tree, key) for tree in trees) if v is not None]
+        if len(known) == len(trees):
+            gap = f"{known[-1] - known[0]:+.3f}" if len(known) > 1 and key != "log_z" else ""
+            out.append(_row("    exact", [f"{v:.3f}" for v in known], gap))
     return out + _weight_rows(trees)
 
 
@@ -239,12 +247,12 @@ def _weight_rows(trees: Sequence["xarray.DataTree"]) -> list[Row]:
     for tree in trees:
         data = tree["diagnostics"]
         contexts = tree["diagnostics/contexts"].sizes["context"]
-        n, ess = data.attrs["n"], float(data["ess"])
+        n, ess = data.attrs["n"], float(values(tree, "diagnostics", "ess"))
         each = f"{n}" if contexts == 1 else f"{n} × {contexts} prompts"
         texts = {
             "draws": each,
             "ESS": f"{ess:.0f} ({ess / (n * contexts):.0%})",
-            "Pareto k-hat": f"{float(data['pareto_khat']):.2f}",
+            "Pareto k-hat": f"{float(values(tree, 'diagnostics', 'pareto_khat')):.2f}",
             "distinct-1": f"{data.attrs['distinct_1']:.3f}",
             "distinct-2": f"{data.attrs['distinct_2']:.3f}",
             "sample − score": f"{data.attrs['max_sample_score_difference']:.1e} nats",
@@ -305,15 +313,15 @@ def samples(tree: "xarray.DataTree", lm: "CausalLM", count: int) -> list[Sample]
     import torch
 
     y = outcomes(tree)
-    labels = [str(c) for c in tree["diagnostics/contexts"]["context"].values]
+    labels = [str(c) for c in values(tree, "diagnostics/contexts", "context")]
     name = headline(tree)
-    values = None if name is None else np.asarray(tree["features"][name].values[0])
+    rewards = None if name is None else values(tree, "features", name)[0]
     out = []
     per_prompt = -(-count // min(len(labels), count))
     for i, k in [(i, k) for k in range(len(labels)) for i in range(per_prompt)][:count]:
         text = text_of(lm, torch.from_numpy(y[i, k]))
         prompt = "" if labels[k] == data.NO_PROMPT else labels[k]
-        out.append(Sample(prompt, text, None if values is None else float(values[i, k])))
+        out.append(Sample(prompt, text, None if rewards is None else float(rewards[i, k])))
     return out
 
 

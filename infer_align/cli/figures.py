@@ -26,7 +26,7 @@ def svg(draw: Callable[[Any], None], name: str, *, width: float = 5.2, height: f
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, "axes.edgecolor": FAINT,
         "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -96,7 +96,7 @@ def _histogram(ax: Any, trees: Trees) -> None:
     values = {}
     for name, tree in trees.items():
         log_w = evaluation.stat(tree, "log_weight")
-        contexts = tree["diagnostics/contexts"]["log_z"].values[0]
+        contexts = evaluation.values(tree, "diagnostics/contexts", "log_z")[0]
         centred = (log_w - contexts).ravel()
         values[name] = centred[np.isfinite(centred)]
     everything = np.concatenate(list(values.values()))
@@ -117,8 +117,9 @@ def _histogram(ax: Any, trees: Trees) -> None:
 
 
 def _raw_and_smooth(ax: Any, x: np.ndarray, y: np.ndarray, colour: str, label: str) -> None:
-    ax.plot(x, np.where(np.isfinite(y), y, np.nan), color=colour, linewidth=0.8, alpha=0.3)
+    ax.plot(x, np.where(np.isfinite(y), y, np.nan), color=colour, linewidth=0.8, alpha=0.45)
     ax.plot(x, smooth(y), color=colour, linewidth=2, label=label)
+    ax.xaxis.get_major_locator().set_params(integer=True)
 
 
 def smooth(values: np.ndarray) -> np.ndarray:

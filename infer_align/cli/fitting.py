@@ -73,7 +73,7 @@ def fit(
     if lora is not None and full:
         raise Stop("--lora and --full exclude each other: give one")
     chosen = Settings(
-        target="", model=_absolute(model), prompts=None if prompts is None else str(prompts.resolve()),
+        target="", model=_absolute(model), prompts=_absolute(prompts),
         max_new_tokens=max_new_tokens, device=device, dtype=dtype,
         lora=None if full else lora or 16, divergence=divergence, estimator=estimator,
         baseline=baseline, log_z=log_z, truncate=truncate, clip=clip, n=n, steps=steps,
@@ -86,12 +86,7 @@ def fit(
     if resume:
         settings, folder, config = _resumed(ctx, target, chosen, run_dir, overwrite=overwrite)
     else:
-        if target is None:
-            raise Stop(f"fit what? Give {CALL}")
-        path, name = split(target)
-        settings = replace(chosen, target=str(path.resolve()), name=name)
-        folder = RunFolder(run_dir or default_folder(path.stem))
-        folder.check_free(overwrite=overwrite)
+        settings, folder = _begun(target, chosen, run_dir, overwrite=overwrite)
         config = None
     execute(
         settings, folder, config, checkpoint_every=checkpoint_every, threads=threads,
@@ -110,10 +105,10 @@ def execute(
     exam: bool = False,
 ) -> Any:
     """Load everything, begin the folder (or go on, with the config there is), and run."""
-    from infer_align.cli.job import prepare, set_threads
+    from infer_align.cli.job import prepare, set_up
     from infer_align.cli.pipeline import run
 
-    count = set_threads(threads)
+    count = set_up(threads)
     say(
         f"loading {Path(settings.target).stem}"
         + (f" on {settings.model}" if settings.model else "")
@@ -133,7 +128,7 @@ def execute(
         folder.begin(fresh)
     else:
         _check_same(config, fresh)
-        folder.write_config(config | {"settings": fresh["settings"]})
+        folder.reopen(config | {"settings": fresh["settings"]})
     prompts = "no prompt" if job.prompts is None else f"{len(job.prompts)} prompt(s)"
     say(f"{job.estimator.name}, {prompts}, {count} thread(s)")
     say(f"run folder: {folder.path}")
@@ -154,6 +149,18 @@ def check(s: Settings) -> None:
         raise Stop("--n-assess 1 gives no standard error; take at least 2, better 512, or 0")
 
 
+def _begun(
+    target: str | None, chosen: Settings, run_dir: Path | None, *, overwrite: bool
+) -> tuple[Settings, RunFolder]:
+    """The settings of a new run, and its folder, which is free."""
+    if target is None:
+        raise Stop(f"fit what? Give {CALL}")
+    path, name = split(target)
+    folder = RunFolder(run_dir or default_folder(path.stem))
+    folder.check_free(overwrite=overwrite)
+    return replace(chosen, target=str(path.resolve()), name=name), folder
+
+
 def _resumed(
     ctx: Any, target: str | None, chosen: Settings, run_dir: Path | None, *, overwrite: bool
 ) -> tuple[Settings, RunFolder, dict[str, Any]]:
@@ -166,11 +173,9 @@ def _resumed(
     if target is not None:
         path, name = split(target)
         chosen = replace(chosen, target=str(path.resolve()), name=name)
-    given = {k for k in vars(old) if _is_given(ctx, k)} | (
-        {"lora"} if _is_given(ctx, "full") else set()
-    )
-    if target is not None:
-        given |= {"target", "name"}
+    given = {k for k in vars(old) if _is_given(ctx, k)}
+    given |= {"lora"} if _is_given(ctx, "full") else set()
+    given |= set() if target is None else {"target", "name"}
     changed = [k for k in given if getattr(old, k) != getattr(chosen, k)]
     if refused := [k for k in sorted(changed) if k not in MAY_CHANGE]:
         texts = ", ".join(f"{k} was {getattr(old, k)!r}" for k in refused)
@@ -204,8 +209,8 @@ def _check_same(old: dict[str, Any], new: dict[str, Any]) -> None:
         notice("the target file has changed since the run began; the rest is fitted to the new one")
 
 
-def _absolute(model: str | None) -> str | None:
-    """A path as an absolute one, so that the run can be loaded from any folder."""
-    if model is None or not Path(model).expanduser().exists():
-        return model
-    return str(Path(model).expanduser().resolve())
+def _absolute(path: str | Path | None) -> str | None:
+    """What exists as an absolute path, so that the run can be loaded from any folder."""
+    if path is None or not Path(path).expanduser().exists():
+        return None if path is None else str(path)  # a hub id, or a path that is refused later
+    return str(Path(path).expanduser().resolve())

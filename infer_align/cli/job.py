@@ -56,12 +56,17 @@ class Job:
         return replace(self, prompts=self.prompts[:count], columns=columns)
 
 
-def set_threads(threads: int | None) -> int:
-    """Threads of torch: as asked, else as ``OMP_NUM_THREADS`` says, else 1.
+def set_up(threads: int | None) -> int:
+    """Torch's threads: as asked, else as ``OMP_NUM_THREADS`` says, else 1.
 
-    Oversubscribed threads cost far more than a second one gains.
+    Oversubscribed threads cost far more than a second one gains. The loaders' progress bars, which
+    would stand between our lines, are switched off.
     """
+    os.environ["TQDM_DISABLE"] = "1"
     import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     if threads is not None or not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(threads or 1)
@@ -113,7 +118,6 @@ def _check_names(s: Settings) -> None:
 def _language_model(s: Settings, file: Loaded) -> "CausalLM":
     from infer_align.torch import CausalLM
 
-    _quieten()
     own = file.option("model")
     if s.model is None:
         if own is None:
@@ -142,7 +146,7 @@ def _language_model(s: Settings, file: Loaded) -> "CausalLM":
             "bfloat16 sampling and scoring disagree by up to 0.7 nats a sequence, which is noise "
             "in the weights; the difference is reported"
         )
-    options = {} if s.token_budget is None else {"token_budget": s.token_budget}
+    options: dict[str, Any] = {} if s.token_budget is None else {"token_budget": s.token_budget}
     return CausalLM.from_pretrained(
         s.model,
         max_new_tokens=length,
@@ -150,13 +154,6 @@ def _language_model(s: Settings, file: Loaded) -> "CausalLM":
         device=_device(s.device),
         **options,
     )
-
-
-def _quieten() -> None:
-    """No progress bars of Transformers between our own lines."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 def _device(name: str) -> "torch.device":

@@ -30,13 +30,15 @@ h2 { font-size: 1.1rem; margin: 2.75rem 0 .75rem; }
 .verdict b { color: var(--tone); letter-spacing: .03em; }
 .verdict ul { margin: .5rem 0 0; padding: 0; list-style: none; font-size: .93rem; }
 .pass { --tone: var(--good); } .fail { --tone: var(--bad); } .plain { --tone: var(--accent); }
-.yes::before { content: "✓ "; color: var(--good); } .no::before { content: "✗ "; color: var(--bad); }
+.yes::before { content: "✓ "; color: var(--good); }
+.no::before { content: "✗ "; color: var(--bad); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th { text-align: left; font-weight: 600; color: var(--soft); border-bottom: 1px solid var(--line); }
 th, td { padding: .38rem .9rem .38rem 0; vertical-align: top; }
 td { border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 td:first-child { white-space: nowrap; }
+sub { line-height: 0; }
 tr.exact td { color: var(--soft); font-size: .88em; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr));
   gap: 1.5rem 2rem; }

@@ -87,6 +87,11 @@ class RunFolder:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.write_config(config)
 
+    def reopen(self, config: Mapping[str, Any]) -> None:
+        """Go on: the policy of a complete run would be stale (its checkpoint is the same)."""
+        shutil.rmtree(self.policy, ignore_errors=True)
+        self.write_config(config)
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the config in one piece."""
         fresh = self.config.with_suffix(".new")

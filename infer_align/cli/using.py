@@ -116,11 +116,11 @@ def _load(
     if device is not None:
         settings = replace(settings, device=device)
 
-    from infer_align.cli.job import prepare, set_threads
+    from infer_align.cli.job import prepare, set_up
     from infer_align.torch import CausalLM
     from infer_align.torch.checkpoints import complete
 
-    set_threads(threads)
+    set_up(threads)
     path = folder.policy
     if not path.is_dir():
         try:

@@ -9,9 +9,7 @@ from infer_align.diagnostics._draws import numpy
 from infer_align.estimators import LogWeights
 
 
-def batch_metrics(
-    weights: LogWeights, log_prior: Array, log_potential: Array
-) -> dict[str, float]:
+def batch_metrics(weights: LogWeights, log_prior: Array, log_potential: Array) -> dict[str, float]:
     """Estimates from one batch, averaged over contexts: for curves, not for claims.
 
     At the n of a fit they are noisy, and log Z (so ``reverse_kl`` too) is low by about

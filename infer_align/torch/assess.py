@@ -12,7 +12,7 @@ from infer_align.targets import Target, add_potential
 from infer_align.torch.contexts import bind
 from infer_align.torch.continuations import Continuations
 from infer_align.torch.fit import draw
-from infer_align.torch.pyro import Outcome, Program
+from infer_align.torch.pyro import Program
 
 if TYPE_CHECKING:
     import xarray
@@ -27,7 +27,7 @@ CHUNK = 128
 class Draws(NamedTuple):
     """Outcomes of a policy with all that `infer_align.diagnostics` needs to know of them."""
 
-    outcomes: Outcome
+    outcomes: Any
     weights: LogWeights
     log_prior: Tensor
     log_potential: Tensor
@@ -100,7 +100,7 @@ def collect(
     distribution = policy(*contexts.of_policy(every))
     source = distribution if proposal is None else proposal(*contexts.of_policy(every))
     parts: list[dict[str, Tensor]] = []
-    drawn: list[Outcome] = []
+    drawn: list[Any] = []
     gap = float("nan")
     for start in range(0, n, CHUNK):
         size = min(CHUNK, n - start)
@@ -136,11 +136,11 @@ def collect(
     )
 
 
-def _joined(parts: Sequence[Outcome]) -> Outcome:
+def _joined(parts: Sequence[Any]) -> Any:
     """Outcomes of all chunks, on the CPU."""
     if isinstance(parts[0], dict):
         return {site: torch.cat([p[site] for p in parts]).cpu() for site in parts[0]}
-    return torch.cat(list(parts)).cpu()
+    return torch.cat([*parts]).cpu()
 
 
 def assess(

@@ -21,7 +21,7 @@ from infer_align.estimators import Estimator, LogWeights
 from infer_align.targets import Target, add_potential
 from infer_align.torch.contexts import Contexts, bind
 from infer_align.torch.continuations import Continuations
-from infer_align.torch.pyro import Outcome, Program
+from infer_align.torch.pyro import Program
 
 __all__ = ["FitState", "Step", "fit"]
 
@@ -51,6 +51,7 @@ class FitState(NamedTuple):
 class Step(NamedTuple):
     """One optimiser step.
 
+    ``outcomes`` are those of the batch, ``(n, *contexts, ...)``, or a dict of them by site.
     ``metrics`` are numbers about the batch *before* the update: ``reward`` (mean
     log-potential of accepted outcomes), ``acceptance``, ``kl_prior``, ``reverse_kl``,
     ``forward_kl`` (estimates in nats), ``log_z``, ``ess`` (share of n), ``grad_norm``,
@@ -58,7 +59,7 @@ class Step(NamedTuple):
     """
 
     index: int
-    outcomes: Outcome
+    outcomes: Any
     weights: LogWeights
     metrics: dict[str, float]
     state: FitState
@@ -178,7 +179,7 @@ class _Batch:
     """Outcomes as they were drawn, and what does not change while they are reused."""
 
     ids: Tensor
-    outcomes: Outcome
+    outcomes: Any
     log_drawn: Tensor
     log_prior: Tensor
     log_potential: Tensor
@@ -325,7 +326,7 @@ class _Fit:
         return float(self.optimizer.param_groups[0]["lr"])
 
 
-def draw(distribution: Any, n: int, generator: torch.Generator) -> tuple[Outcome, Tensor]:
+def draw(distribution: Any, n: int, generator: torch.Generator) -> tuple[Any, Tensor]:
     """Outcomes (n, *contexts, ...) of any distribution, with log-probs, from a generator."""
     if isinstance(distribution, Continuations):
         return distribution.sample_with_log_prob((n,), generator=generator)
@@ -336,7 +337,7 @@ def draw(distribution: Any, n: int, generator: torch.Generator) -> tuple[Outcome
         return outcomes, distribution.log_prob(outcomes)
 
 
-def _log_prob_in_parts(distribution: Any, outcomes: Outcome, token_budget: int | None) -> _Parts:
+def _log_prob_in_parts(distribution: Any, outcomes: Any, token_budget: int | None) -> _Parts:
     """Log-probs with a graph, of flat row numbers: in parts where the distribution has them."""
     if not isinstance(distribution, Continuations):
         log_prob = distribution.log_prob(outcomes).reshape(-1)
@@ -346,13 +347,13 @@ def _log_prob_in_parts(distribution: Any, outcomes: Outcome, token_budget: int |
         yield rows, distribution.log_prob_rows(outcomes, rows)
 
 
-def _one_part(distribution: Any, outcomes: Outcome, token_budget: int | None) -> bool:
+def _one_part(distribution: Any, outcomes: Any, token_budget: int | None) -> bool:
     if not isinstance(distribution, Continuations):
         return True
     return len(list(distribution.micro_batches(outcomes, token_budget))) == 1
 
 
-def _tokens(distribution: Any, outcomes: Outcome) -> int:
+def _tokens(distribution: Any, outcomes: Any) -> int:
     if isinstance(distribution, Continuations):
         return int(distribution.lengths(outcomes).sum())
     sites = outcomes.values() if isinstance(outcomes, dict) else [outcomes]

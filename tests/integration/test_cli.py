@@ -152,7 +152,9 @@ def test_fit_assess_and_sample(work: Path) -> None:
     for line in lines:
         ids = line["completion_ids"]
         value = torch.tensor([[ids + [4] * (4 - len(ids))]])
-        assert float(policy([line["prompt"]]).log_prob(value)) == pytest.approx(line["log_prob"])
+        with torch.no_grad():
+            log_prob = float(policy([line["prompt"]]).log_prob(value))
+        assert log_prob == pytest.approx(line["log_prob"])
         assert policy.decode(value[0, 0]) == line["completion"]
     again = run("sample", "run", "-n", 3, "--prompts", "held_out.jsonl", "--seed", 5)
     assert again.stdout == done.stdout
@@ -220,6 +222,10 @@ def test_resume_keeps_the_settings(work: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "target file has changed" in done.stderr
     assert [row["step"] for row in metrics("run")] == [1, 2, 3, 4]
+    again = run("fit", "--resume", "--run-dir", "run")
+    assert again.exit_code == 0, again.output
+    assert len(metrics("run")) == 4
+    assert Path("run/policy").is_dir()
     Path("prompts.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
     done = run("fit", "--resume", "--run-dir", "run", "--steps", 5)
     assert done.exit_code == 2
