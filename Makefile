@@ -2,7 +2,9 @@
 # runs the same on another interpreter, beside the first.
 VENV ?= .venv
 BIN := $(VENV)/bin
-export OMP_NUM_THREADS ?= 1
+
+# Two processes with two spinning threads each cost up to 20x on two cores.
+test test-slow lint types docs bench mutants: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-slow lint types docs bench mutants clean

@@ -14,8 +14,8 @@ from infer_align.cli.settings import Settings
 
 SETTINGS = {
     "smollm2_sentiment": {
-        "n": 48, "steps": 70, "reuse": 2, "learning_rate": 2e-4, "schedule": "linear", "lora": 16,
-        "divergence": "jensen_shannon", "n_assess": 1024,
+        "n": 48, "steps": 64, "reuse": 2, "learning_rate": 2e-4, "schedule": "linear", "lora": 16,
+        "divergence": "jensen_shannon", "log_z": "running", "n_assess": 1024,
     },
     "tiny_gpt2": {
         "n": 128, "steps": 150, "reuse": 1, "learning_rate": 1e-2, "schedule": "linear",

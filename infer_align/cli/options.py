@@ -95,8 +95,7 @@ AssessPrompts = Annotated[int, opt("Prompts to assess on, the first ones.", pane
 Threads = Annotated[
     int | None,
     opt(
-        "Threads of torch. Default: OMP_NUM_THREADS, else 1, which is safe where anything else "
-        "runs; 2 may gain 1.5x on a quiet machine.",
+        "Threads of torch. Default: OMP_NUM_THREADS, else 2, which wait without spinning.",
         panel=RUN,
         low=1,
     ),

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -178,10 +177,7 @@ def train(job: Job, folder: RunFolder, *, resume: bool, checkpoint_every: int) -
         folder.open_metrics(keep=first) as metrics,
         meter("step", s.steps, done=first) as bar,
         interruptible() as request,
-        warnings.catch_warnings(),
     ):
-        # True of a first batch that the target rejects, and harmless.
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         live, accepted = "", 0.0
         for step in steps:
             done = step.index + 1

@@ -42,8 +42,8 @@ def save_checkpoint(folder: str | Path, policy: CausalLM, state: FitState) -> No
     tree = _encode(state.state_dict(), tensors, "state")
     save_file(tensors, fresh / TENSORS)
     (fresh / STATE).write_text(json.dumps(tree))
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    if folder.exists():  # else the old one may be the only complete one
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -55,7 +55,7 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any]:
     Parameters
     ----------
     folder : str or pathlib.Path
-        The policy itself is in ``checkpoint_policy(folder)``.
+        The policy itself is in ``folder/policy``; `CausalLM.load` reads it.
 
     Returns
     -------

@@ -108,7 +108,7 @@ def fit(
     optimizer : torch.optim.Optimizer, optional
         Over the policy's parameters.
     scheduler : torch learning-rate scheduler, optional
-        Stepped once a step.
+        Stepped after each optimiser step; a skipped batch takes none.
     max_grad_norm : float, optional
         The gradient's L2 norm is clipped here; ``None`` for no clipping.
     token_budget : int, optional
@@ -246,7 +246,7 @@ class _Fit:
         self.estimator_state = update.state
         clock.lap("update")
         metrics |= {"skipped": float(skipped), "learning_rate": self._learning_rate()}
-        if self.scheduler is not None:
+        if self.scheduler is not None and not skipped:
             self.scheduler.step()
         metrics |= {"tokens": float(_tokens(distribution, batch.outcomes)), **clock.seconds}
         state = FitState(

@@ -5,6 +5,7 @@ nothing; and what cannot be right is refused with the policy intact.
 """
 
 import importlib.util
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -226,12 +228,23 @@ def test_an_interrupted_save_leaves_the_last_complete_one(
     save_checkpoint(tmp_path / "run", policy, next(steps).state)
     step = next(steps)
 
-    def interrupted(*args: Any) -> None:
-        raise KeyboardInterrupt
+    def interrupted(call: int, original: Callable[..., Any]) -> Callable[..., Any]:
+        calls = itertools.count(1)
 
-    for broken in ("infer_align.torch.checkpoints.save_file", "pathlib.Path.rename"):
+        def function(*args: Any) -> Any:
+            if next(calls) == call:
+                raise KeyboardInterrupt
+            return original(*args)
+
+        return function
+
+    for name, call, original in (
+        ("infer_align.torch.checkpoints.save_file", 1, save_file),
+        ("pathlib.Path.rename", 1, Path.rename),  # the old one is still in its place
+        ("pathlib.Path.rename", 2, Path.rename),  # it has moved, and the new one has not
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(broken, interrupted)
+            patch.setattr(name, interrupted(call, original))
             with pytest.raises(KeyboardInterrupt):
                 save_checkpoint(tmp_path / "run", policy, step.state)
         assert load_checkpoint(tmp_path / "run")["index"] == 1
