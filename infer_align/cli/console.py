@@ -41,7 +41,7 @@ def console() -> "Console":
 
 def live_text(metrics: Mapping[str, float]) -> str:
     """The metrics of a step in one line."""
-    return "  ".join(f"{label} {metrics[key]:.3f}" for key, label in LIVE)
+    return "  ".join(f"{label} {metrics[key]:z.3f}" for key, label in LIVE)
 
 
 class Meter:

@@ -270,10 +270,10 @@ def _cell(e: Estimate) -> str:
     if math.isnan(e.value):
         return "undefined"
     if not e.reliable:
-        return f"{e.value:.3f} (unreliable)"
+        return f"{e.value:z.3f} (unreliable)"
     if e.low == e.high:
-        return f"{e.value:.3f}"
-    return f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
+        return f"{e.value:z.3f}"
+    return f"{e.value:z.3f} [{e.low:z.3f}, {e.high:z.3f}]"
 
 
 def _change(e: Estimate) -> str:

@@ -103,4 +103,4 @@ def _cell(e: Estimate) -> str:
 
 
 def _number(x: float) -> str:
-    return f"{x:.3f}" if abs(x) < 1000 or math.isinf(x) else f"{x:.4g}"
+    return f"{x:z.3f}" if abs(x) < 1000 or math.isinf(x) else f"{x:.4g}"
