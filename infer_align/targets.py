@@ -55,9 +55,6 @@ class Target:
     log_potential: LogPotential
     name: str = "target"
 
-    provides: frozenset[str] = frozenset({"log_density"})
-    """What an objective may ask of it; other constructions add ``samples`` or ``next_token``."""
-
     def given(self, *contexts: Any) -> Any:
         """The prior distribution, given the contexts.
 
