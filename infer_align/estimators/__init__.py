@@ -19,7 +19,7 @@ enumerate every batch to check it.
 
 from infer_align.divergences import forward_kl, jensen_shannon, reverse_kl, total_variation
 from infer_align.estimators._baselines import Baseline, dpg, leave_one_out, mean, none, running
-from infer_align.estimators._core import Claim, Estimator, State, Update, check
+from infer_align.estimators._core import Claim, Estimator, State, Update, check, checked_update
 from infer_align.estimators._log_z import (
     LogZ,
     batch_log_z,
@@ -43,6 +43,7 @@ __all__ = [
     "Update",
     "batch_log_z",
     "check",
+    "checked_update",
     "dpg",
     "f_dpg",
     "known_log_z",

@@ -129,6 +129,47 @@ def check(estimator: Estimator, weights: LogWeights) -> None:
         )
 
 
+def checked_update(estimator: Estimator, state: State, weights: LogWeights) -> Update:
+    """`check`, then the estimator's update, then a look at its coefficients: a step of a fit.
+
+    Parameters
+    ----------
+    estimator : Estimator
+    state : dict
+        From ``estimator.init()``, or the update before.
+    weights : LogWeights
+        Of shape (n, *contexts), any array library; values are looked at, so not under ``jit``.
+
+    Returns
+    -------
+    Update
+
+    Raises
+    ------
+    ValueError
+        As `check`, and for coefficients that are not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from infer_align import estimators
+    >>> e = estimators.vargrad()
+    >>> w = estimators.LogWeights(policy=np.log([0.5, 0.5]), target=np.asarray([0.0, 1.0]))
+    >>> estimators.checked_update(e, e.init(), w).coefficients
+    array([ 0.5, -0.5])
+    """
+    check(estimator, weights)
+    update = estimator.update(state, weights)
+    xp = namespace(update.coefficients)
+    if not bool(xp.all(xp.isfinite(update.coefficients))):
+        raise ValueError(
+            f"{estimator.name} gave coefficients that are not finite: the policy and the target "
+            "(or the proposal) are too far apart for the floats, or a context id is out of range; "
+            "use a bounded divergence (jensen_shannon), or clip= and truncate="
+        )
+    return update
+
+
 def sizes(weights: LogWeights, needed: int, what: str) -> tuple[int, int]:
     n, *contexts = weights.policy.shape
     if weights.target.shape != weights.policy.shape:

@@ -18,9 +18,8 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 
-from infer_align import estimators
 from infer_align.diagnostics import batch_metrics
-from infer_align.estimators import Estimator, LogWeights
+from infer_align.estimators import Estimator, LogWeights, checked_update
 from infer_align.jax._batch import Batch, draw, weigh
 from infer_align.jax.numpyro import Program, ProgramPrior
 from infer_align.jax.numpyro import target as as_target
@@ -213,7 +212,7 @@ class _Fit:
             batch = drawn(jax.random.fold_in(key, index), params, self.contexts)
             weighed = weigh(batch, self.target.name)
             coefficients, estimator_state, info = self._coefficients(
-                weighed.weights, state.estimator, index
+                weighed.weights, state.estimator
             )
             numbers = batch_metrics(*weighed) | info
             optimizer_state, norm = state.optimizer, 0.0
@@ -235,16 +234,9 @@ class _Fit:
         return draw(key, policy, proposal, self.target, self.n, contexts)
 
     def _coefficients(
-        self, weights: LogWeights, state: dict[str, Any], index: int
+        self, weights: LogWeights, state: dict[str, Any]
     ) -> tuple[np.ndarray, dict[str, Any], dict[str, float]]:
-        estimators.check(self.estimator, weights)
-        update = self.estimator.update(state, weights)
-        if not np.all(np.isfinite(update.coefficients)):
-            raise ValueError(
-                f"{self.estimator.name} gave coefficients that are not finite at step {index}: "
-                "the policy and the target (or the proposal) are too far apart for the floats; "
-                "use a bounded divergence (jensen_shannon), or clip= and truncate="
-            )
+        update = checked_update(self.estimator, state, weights)
         reported = ("undefined", "coefficient_bias")  # log Z is the batch's own in every run
         info = {name: float(update.info[name]) for name in reported if name in update.info}
         return update.coefficients, update.state, info

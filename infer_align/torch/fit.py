@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from infer_align import estimators
 from infer_align.diagnostics import batch_metrics
-from infer_align.estimators import Estimator, LogWeights
+from infer_align.estimators import Estimator, LogWeights, checked_update
 from infer_align.targets import Target, add_potential
 from infer_align.torch.contexts import Contexts, bind
 from infer_align.torch.continuations import Continuations
@@ -167,8 +166,7 @@ def fit(
         estimator_state=estimator.init(),
     )
     first = 0 if resume is None else run.restore(resume)
-    for index in range(first, steps):
-        yield run.step(index, fresh=index % reuse == 0)
+    return run.steps(first, steps, reuse)
 
 
 _Parts = Iterator[tuple[Tensor, Tensor]]
@@ -206,6 +204,11 @@ class _Fit:
     estimator_state: dict[str, Any]
     batch: _Batch | None = None
 
+    def steps(self, first: int, last: int, reuse: int) -> Iterator[Step]:
+        """The generator that `fit` returns once its arguments are checked."""
+        for index in range(first, last):
+            yield self.step(index, fresh=index % reuse == 0)
+
     def step(self, index: int, *, fresh: bool) -> Step:
         """Draw (or reuse) a batch, compute its coefficients, and descend."""
         clock = _Clock()
@@ -226,15 +229,8 @@ class _Fit:
             proposal=None if on_policy else batch.log_drawn,
             context=self.contexts.ids(batch.ids),
         )
-        estimators.check(self.estimator, weights)
-        update = self.estimator.update(self.estimator_state, weights)
+        update = checked_update(self.estimator, self.estimator_state, weights)
         coefficients, info = update.coefficients, update.info
-        if not bool(torch.isfinite(coefficients).all()):
-            raise ValueError(
-                f"{self.estimator.name} gave coefficients that are not finite at step {index}: "
-                "the policy and the target (or the proposal) are too far apart for the floats; "
-                "use a bounded divergence (jensen_shannon), or clip= and truncate="
-            )
         skipped = bool((coefficients == 0).all())
         metrics = batch_metrics(weights, batch.log_prior, batch.log_potential)
         reported = ("undefined", "coefficient_bias")
