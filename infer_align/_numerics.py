@@ -44,19 +44,8 @@ def softplus(x: Array) -> Array:
     return xp.logaddexp(xp.zeros_like(x), x)
 
 
-def where_finite(x: Array, value: Array, *, otherwise: float = 0.0) -> Array:
-    """``value`` where ``x`` is finite, else ``otherwise``."""
-    xp = namespace(x)
-    return xp.where(xp.isfinite(x), value, otherwise)
-
-
 def log_ratio(numerator: Array, denominator: Array) -> Array:
     """``numerator - denominator`` of log-probabilities, with 0 where both are ``-inf``."""
     xp = namespace(numerator, denominator)
     neither = (numerator == -math.inf) & (denominator == -math.inf)
     return xp.where(neither, 0.0, numerator - xp.where(neither, 0.0, denominator))
-
-
-def scalar(x: Array) -> float:
-    """Python float of a zero-dimensional array of any library."""
-    return float(x)
