@@ -33,7 +33,15 @@ if TYPE_CHECKING:
         vargrad,
     )
     from infer_align.exact import Space
-    from infer_align.targets import Target, condition, indicator, product, tilt
+    from infer_align.targets import (
+        Target,
+        condition,
+        indicator,
+        product,
+        tilt,
+        uncertainty_weighted,
+        worst_case,
+    )
 
 _MODULES = (
     "diagnostics",
@@ -58,7 +66,9 @@ _NAMES = {
     "reinforce": "estimators",
     "tilt": "targets",
     "trajectory_balance": "estimators",
+    "uncertainty_weighted": "targets",
     "vargrad": "estimators",
+    "worst_case": "targets",
 }
 
 __all__ = [
@@ -82,7 +92,9 @@ __all__ = [
     "tilt",
     "torch",
     "trajectory_balance",
+    "uncertainty_weighted",
     "vargrad",
+    "worst_case",
 ]
 
 

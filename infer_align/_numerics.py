@@ -6,6 +6,7 @@ one into NaN.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import array_api_compat
@@ -49,3 +50,66 @@ def log_ratio(numerator: Array, denominator: Array) -> Array:
     xp = namespace(numerator, denominator)
     neither = (numerator == -math.inf) & (denominator == -math.inf)
     return xp.where(neither, 0.0, numerator - xp.where(neither, 0.0, denominator))
+
+
+def patched(base: Array, where: Array, x: Array, better: Callable[[Array], Array]) -> Array:
+    """``better(x)`` where the condition holds, else ``base``.
+
+    With NumPy ``better`` sees only these entries; other libraries evaluate it everywhere, at -1 in
+    place of the others, so that no gradient overflows.
+    """
+    xp = namespace(x)
+    if xp is array_api_compat.numpy:
+        out, chosen = np.array(base, copy=None), np.nonzero(np.atleast_1d(where))
+        np.atleast_1d(out)[chosen] = better(np.atleast_1d(x)[chosen])
+        return out[()]
+    return xp.where(where, better(xp.where(where, x, -1.0)), base)
+
+
+def log1mexp(x: Array) -> Array:
+    """``log(1 - exp(x))`` for x <= 0, accurate at both ends; ``-inf`` at 0."""
+    xp = namespace(x)
+    half = -math.log(2)
+    below = xp.where(x < 0, x, -1.0)
+    far = xp.log1p(-xp.exp(xp.where(below < half, below, half)))
+    out = patched(far, below > half, below, lambda near: xp.log(-xp.expm1(near)))
+    return xp.where(x < 0, out, -math.inf)
+
+
+def log_neg_log1mexp(x: Array) -> Array:
+    """``log(-log(1 - exp(x)))`` for x <= 0: about x where exp(x) is small, ``-inf`` included."""
+    xp = namespace(x)
+    return patched(
+        x + 0.5 * xp.exp(x), x > -18.0, x, lambda rest: namespace(rest).log(-log1mexp(rest))
+    )
+
+
+def cumulative_logsumexp(x: Array) -> Array:
+    """``log sum exp`` of the first entries, up to and including each, along axis 0.
+
+    NumPy adds one entry after the other; other libraries double the span in log2(n) steps, which
+    they can differentiate.
+    """
+    xp = namespace(x)
+    if xp is array_api_compat.numpy:
+        return np.logaddexp.accumulate(x)
+    step = 1
+    while step < x.shape[0]:
+        nothing = xp.full_like(x[:step], -math.inf)
+        x = xp.logaddexp(x, xp.concat([nothing, x[:-step]]))
+        step *= 2
+    return x
+
+
+def concrete(x: Array) -> np.ndarray | None:
+    """The values of an array as NumPy's, or None where they are not known while tracing."""
+    if array_api_compat.is_torch_array(x):
+        return x.detach().cpu().numpy()
+    try:
+        return np.asarray(x)
+    except TypeError:  # a JAX tracer; outside jit its entries are still known
+        try:
+            flat = namespace(x).reshape(x, (-1,))
+            return np.array([flat[i].item() for i in range(flat.shape[0])]).reshape(x.shape)
+        except TypeError:
+            return None

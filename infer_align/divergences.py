@@ -28,6 +28,7 @@ __all__ = [
     "generalized_jensen_shannon",
     "jeffreys",
     "jensen_shannon",
+    "mixed_chi2",
     "neyman_chi2",
     "pearson_chi2",
     "reverse_kl",
@@ -191,6 +192,14 @@ neyman_chi2 = FDivergence(
 )
 """χ²(p‖π): f = (t − 1)²/t, f' = 1 − t⁻². Infinite where p > 0 = π."""
 
+mixed_chi2 = FDivergence(
+    "mixed_chi2",
+    _generator(lambda xp, x: 0.5 * xp.expm1(x) ** 2 + xp.exp(x) * x - xp.expm1(x), 1.5, INF),
+    _generator(lambda xp, x: xp.expm1(x) + x, -INF, INF),
+    _generator(lambda xp, x: xp.expm1(x) - x + 0.5 * xp.expm1(x) * -xp.expm1(-x), INF, INF),
+)
+"""½χ²(π‖p) + KL(π‖p), χPO's (Huang et al. 2024): f' = t − 1 + log t. Infinite where π > 0 = p."""
+
 _hellinger = _generator(lambda xp, x: xp.expm1(0.5 * x) ** 2, 1.0, INF)
 squared_hellinger = FDivergence(
     "squared_hellinger",
@@ -309,6 +318,7 @@ ALL: tuple[FDivergence, ...] = (
     generalized_jensen_shannon(0.25),
     pearson_chi2,
     neyman_chi2,
+    mixed_chi2,
     squared_hellinger,
     alpha(0.5),
     alpha(2.0),

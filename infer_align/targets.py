@@ -15,7 +15,15 @@ from typing import Any, Protocol, runtime_checkable
 
 from infer_align._numerics import Array, namespace
 
-__all__ = ["Target", "condition", "indicator", "product", "tilt"]
+__all__ = [
+    "Target",
+    "condition",
+    "indicator",
+    "product",
+    "tilt",
+    "uncertainty_weighted",
+    "worst_case",
+]
 
 LogPotential = Callable[..., Array]
 
@@ -41,6 +49,9 @@ class Target:
         ``(y, *contexts) -> (n, *contexts)`` in nats, ``-inf`` for a rejected outcome.
     name : str, optional
         For tables and messages.
+    factors : tuple of callables
+        Potentials whose sum is ``log_potential``, where the combinators know them: an exact solver
+        may know more of some of them than their values.
 
     Examples
     --------
@@ -54,6 +65,7 @@ class Target:
     prior: Any
     log_potential: LogPotential
     name: str = "target"
+    factors: tuple[LogPotential, ...] = ()
 
     def given(self, *contexts: Any) -> Any:
         """The prior distribution, given the contexts.
@@ -165,6 +177,89 @@ def condition(base: Any, accepts: LogPotential) -> Target:
     return _extend(base, lambda y, *contexts: indicator(accepts(y, *contexts)), "condition")
 
 
+def worst_case(*rewards: LogPotential) -> LogPotential:
+    """The least of several rewards: conservative optimisation of an ensemble.
+
+    Coste et al. 2023 (arXiv 2310.02743), WCO.
+
+    Parameters
+    ----------
+    *rewards : callable
+        ``(y, *contexts) -> (n, *contexts)`` each.
+
+    Returns
+    -------
+    callable
+        A reward, for `tilt`.
+
+    Raises
+    ------
+    ValueError
+        Without a reward.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from infer_align import worst_case
+    >>> worst_case(lambda y: 1.0 * y, lambda y: 2.0 - y)(np.array([0, 1, 2]))
+    array([0., 1., 0.])
+    """
+    _some(rewards)
+
+    def least(y: Any, *contexts: Any) -> Array:
+        values = [reward(y, *contexts) for reward in rewards]
+        xp = namespace(*values)
+        return xp.min(xp.stack(values), axis=0)
+
+    return least
+
+
+def uncertainty_weighted(*rewards: LogPotential, weight: float | int) -> LogPotential:
+    """Mean of several rewards less ``weight`` times their variance.
+
+    Coste et al. 2023 (arXiv 2310.02743), UWO; the variance divides by their number.
+
+    Parameters
+    ----------
+    *rewards : callable
+        ``(y, *contexts) -> (n, *contexts)`` each.
+    weight : float
+        λ, in units of 1/reward.
+
+    Returns
+    -------
+    callable
+        A reward, for `tilt`.
+
+    Raises
+    ------
+    ValueError
+        Without a reward.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from infer_align import uncertainty_weighted
+    >>> uncertainty_weighted(lambda y: 1.0 * y, lambda y: 2.0 - y, weight=0.5)(np.array([0, 1, 2]))
+    array([0.5, 1. , 0.5])
+    """
+    _some(rewards)
+
+    def reward(y: Any, *contexts: Any) -> Array:
+        values = [one(y, *contexts) for one in rewards]
+        xp = namespace(*values)
+        stacked = xp.stack(values)
+        mean = xp.mean(stacked, axis=0)
+        return mean - weight * xp.mean((stacked - mean) ** 2, axis=0)
+
+    return reward
+
+
+def _some(rewards: tuple[LogPotential, ...]) -> None:
+    if not rewards:
+        raise ValueError("an ensemble needs at least one reward, got none")
+
+
 def product(base: Any, *factors: Any) -> Target:
     """Product of experts: the base times further targets, distributions or potentials.
 
@@ -200,9 +295,10 @@ def _as_potential(factor: Any) -> LogPotential:
 def _extend(base: Any, potential: LogPotential, name: str) -> Target:
     """A target with one more potential."""
     if not isinstance(base, Target):
-        return Target(base, potential, name)
+        return Target(base, potential, name, (potential,))
 
     def both(y: Any, *contexts: Any) -> Array:
         return add_potential(base.log_potential(y, *contexts), potential(y, *contexts), name)
 
-    return Target(base.prior, both, f"{name}({base.name})")
+    factors = (*(base.factors or (base.log_potential,)), potential)
+    return Target(base.prior, both, f"{name}({base.name})", factors)

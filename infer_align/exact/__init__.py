@@ -1,4 +1,4 @@
-r"""Exact answers on enumerable outcomes: the oracle of every test.
+r"""Exact answers: the oracle of every test, and reward/KL trade-offs without sampling error.
 
 A :class:`Space` lists all N outcomes on axis 0. Every other quantity is a vector over that
 axis, with contexts on the trailing axes, ``(N, *contexts)``, so that
@@ -9,11 +9,57 @@ are sums over axis 0. The arrays may come from NumPy, JAX or torch; what goes in
 Outcomes that a hard constraint rejects have log density −inf and probability 0, and never
 turn a sum into NaN.
 
-Larger outcome sets that factorise (memoryless models by types, Markov models by messages)
-get their own spaces beside this one; they share its vocabulary: ``log_z``, ``log_target``,
-``solve``.
+Larger outcome sets are solved through what they are made of. :func:`solve` reads it off a declared
+target. A :class:`RewardLaw` (from :func:`reward_law` for independent letters, or a :class:`Chain`)
+lists the levels of a reward; policies that reweight the prior by the reward are vectors over them:
+
+- :mod:`infer_align.exact.tilts`: tilts by temperature, KL budget or reward; the frontier
+- :mod:`infer_align.exact.selection`: best-of-n and its relatives
+- :mod:`infer_align.exact.regularized`: optima under any f-divergence
+- :mod:`infer_align.exact.asymptotics`: rate functions, cumulants, Rényi cross entropies
+- :mod:`infer_align.exact.calibrated`: best-of-n and relatives where rewards never tie
+- :mod:`infer_align.exact.overoptimization`: gold rewards along policies that chase a proxy
+- :mod:`infer_align.exact.chains`: Markov models, hidden Markov models, automata
+- :mod:`infer_align.exact.reports`: everything about a memoryless model or a target, as plain data
+
+Everything that is listed is exact but for rounding; a law that is not says so (``law.exact``), with
+a bound (``law.error``).
 """
 
+from infer_align.exact._build import reward_law, reward_law_of_counts
+from infer_align.exact._law import RewardLaw
+from infer_align.exact._potential import potential_law
+from infer_align.exact._rewards import log_rewards, regularized_rewards
+from infer_align.exact._solve import (
+    Answer,
+    by_letters,
+    by_messages,
+    by_sequences,
+    by_types,
+    solve,
+)
 from infer_align.exact._space import Solution, Space
+from infer_align.exact._structure import SequenceModel
+from infer_align.exact.chains import Automaton, Chain
+from infer_align.exact.selection import best_of_n
 
-__all__ = ["Solution", "Space"]
+__all__ = [
+    "Answer",
+    "Automaton",
+    "Chain",
+    "RewardLaw",
+    "SequenceModel",
+    "Solution",
+    "Space",
+    "best_of_n",
+    "by_letters",
+    "by_messages",
+    "by_sequences",
+    "by_types",
+    "log_rewards",
+    "potential_law",
+    "regularized_rewards",
+    "reward_law",
+    "reward_law_of_counts",
+    "solve",
+]

@@ -124,6 +124,30 @@ class ProgramPrior:
             )
         return shapes.pop() if shapes else ()
 
+    def site(self) -> Any:
+        """The distribution of the only latent site, of the first context.
+
+        Returns
+        -------
+        Distribution
+
+        Raises
+        ------
+        ValueError
+            If the program has several latent sites.
+        """
+        first = (0,) * len(self.batch_shape)
+        context = jax.tree.map(lambda x: jnp.asarray(x)[first], self.contexts)
+        sites = self._trace(jax.random.key(0), {}, context)
+        latent = [s for s in sites if s["type"] == "sample" and not s["is_observed"]]
+        if len(latent) != 1:
+            raise ValueError(
+                f"program {self.name!r} has {len(latent)} latent sites "
+                f"({', '.join(s['name'] for s in latent)}), and this needs one whose distribution "
+                "is the prior: draw the whole outcome at one site"
+            )
+        return latent[0]["fn"]
+
     def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> Outcome:
         """Outcomes drawn by running the program: an array, or a dict of several sites.
 

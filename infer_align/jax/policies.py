@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 from jaxtyping import Float
 from numpyro.distributions import constraints
 
-from infer_align.exact import Space
+from infer_align.exact import SequenceModel, Space
 
 __all__ = ["Tabular", "TokenSequence", "markov", "memoryless", "tabular"]
 
@@ -293,6 +293,17 @@ class TokenSequence(dist.Distribution):
         tokens = jnp.where(known, value, 0)
         per_token = jnp.where(known, self._log_prob_per_token(tokens), -jnp.inf)
         return jnp.sum(jnp.where(self._alive(value), per_token, 0.0), axis=-1)
+
+    def sequence_model(self) -> SequenceModel:
+        """Its sequences and their factors, for exact solutions; of a single context."""
+        ends, pad = self.eos, self.pad
+        log_initial, size = jax.nn.log_softmax(self.initial), self.vocabulary_size
+        if self.transition is None:
+            shape = (*self.batch_shape, self.length, size)
+            log_tokens = jnp.broadcast_to(log_initial[..., None, :], shape)
+            return SequenceModel(size, self.length, ends, pad, log_tokens)
+        log_transition = jax.nn.log_softmax(self.transition)
+        return SequenceModel(size, self.length, ends, pad, None, log_initial, log_transition)
 
     def enumerate_support(self, expand: bool = True) -> jax.Array:  # noqa: FBT001, FBT002
         """All sequences, shape (N, *contexts, T) (contexts of size 1 unless expanded)."""

@@ -22,6 +22,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from infer_align.exact import SequenceModel
 from infer_align.torch import sampling, scoring
 from infer_align.torch.networks import Network
 
@@ -74,6 +75,13 @@ class Continuations(TorchDistribution):
         return constraints.independent(
             constraints.integer_interval(0, self.network.vocab_size - 1), 1
         )
+
+    def sequence_model(self) -> SequenceModel:
+        """All its sequences, for exact solutions of models that small."""
+        ends, size = self.network.eos_token_ids, self.network.vocab_size
+        tokens = torch.arange(size, device=self.network.device)
+        pad = ends[0] if ends else 0
+        return SequenceModel(size, self.max_new_tokens, ends, pad, values=tokens)
 
     def expand(
         self, batch_shape: Sequence[int], _instance: "Continuations | None" = None

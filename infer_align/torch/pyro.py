@@ -136,12 +136,16 @@ class ProgramPrior:
     @property
     def batch_shape(self) -> torch.Size:
         """Shape of the contexts: the batch shape of the first latent site. Draws nothing."""
+        return self.site().batch_shape
+
+    def site(self) -> Any:
+        """The distribution of the first latent site, given the contexts. Draws nothing."""
         first = _FirstSite()
         try:
             with first:
                 self.program(*self.contexts)
         except _Enough:
-            return first.shape
+            return first.distribution
         raise ValueError(NO_LATENT_SITE.format(self.name))
 
     def sample(self, sample_shape: tuple[int, ...] = ()) -> Outcome:
@@ -180,13 +184,13 @@ class _Enough(Exception):
 
 
 class _FirstSite(Messenger):
-    """Stops a program at its first latent site, whose batch shape it keeps."""
+    """Stops a program at its first latent site, whose distribution it keeps."""
 
-    shape = torch.Size()
+    distribution: Any = None
 
     def _pyro_sample(self, msg: Any) -> None:
         if not site_is_subsample(msg) and not msg["is_observed"]:
-            self.shape = msg["fn"].batch_shape
+            self.distribution = msg["fn"]
             raise _Enough
 
 

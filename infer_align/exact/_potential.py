@@ -1,0 +1,126 @@
+"""The law of a target's own reward: from a declaration to levels."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from infer_align._numerics import Array, concrete, namespace
+from infer_align.exact._build import reward_law
+from infer_align.exact._law import RewardLaw
+from infer_align.exact._probe import position_terms
+from infer_align.exact._problem import Problem, Unfit, distribution_of, problem_of
+from infer_align.exact._solve import MAX_ENTRIES, Answer, solve
+from infer_align.exact._space import Space
+from infer_align.exact._structure import as_target, listed_support
+
+
+class Letters(NamedTuple):
+    """A memoryless target with an additive reward: see `additive_letters`."""
+
+    probs: list[float]
+    """Of each letter under the prior."""
+    rewards: list[float]
+    """Of each letter, rounded."""
+    length: int
+
+
+def potential_law(target: Any, *contexts: Any, scale: float | int = 1.0) -> RewardLaw:
+    """The law of a target's log-potential under its prior, given that it is not −inf.
+
+    Rewards that a program computes are rounded, to 12 significant digits of the largest (5 in
+    float32): sums in another order would break ties.
+
+    Parameters
+    ----------
+    target : Target, or Pyro or NumPyro program
+    *contexts : Any
+        What it is conditioned on: a single context.
+    scale : float
+        By which the log-potential is multiplied: beta turns reward/beta into the reward.
+
+    Returns
+    -------
+    RewardLaw
+        By `reward_law` for independent tokens and an additive potential; else over all listed
+        outcomes.
+
+    Raises
+    ------
+    ValueError
+        If the potential is not additive and there are too many outcomes to list.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+    >>> from infer_align import exact
+    >>> def program():
+    ...     tokens = dist.Categorical(jnp.array([0.5, 0.3, 0.2])).expand([40]).to_event(1)
+    ...     y = numpyro.sample("y", tokens)
+    ...     numpyro.factor("reward", jnp.sum(y == 2) / 2.0)
+    >>> exact.potential_law(program, scale=2.0)
+    RewardLaw(41 levels of 40 tokens, exact; tilted FFT: rewards on a lattice of step 1)
+    """
+    target = as_target(target)
+    support = listed_support(distribution_of(target, contexts))
+    if support is None:
+        problem = problem_of(target, contexts)
+        letters = additive_letters(problem, scale=scale)
+        if letters is not None:
+            return reward_law(letters.probs, letters.rewards, letters.length)
+        model = problem.model
+        if model.count() * model.length > MAX_ENTRIES:
+            raise ValueError(
+                f"the log-potential of target {target.name!r} is not known as a sum over "
+                "independent, identically distributed tokens, and its sequences are too many to "
+                "list; give its terms to exact.reward_law, reward_law_of_counts or Chain"
+            )
+        length = model.length
+    else:
+        length = 1
+    answer: Answer = solve(target, *contexts)
+    space = answer.space if answer.space is not None else Space(support)
+    potential = _plain(target.log_potential(space.outcomes, *contexts))
+    log_prior = _plain(space.log_prob(distribution_of(target, contexts), tolerance=1e-4))
+    kept = np.flatnonzero(potential > -math.inf)
+    log_prior = log_prior[kept] - np.logaddexp.reduce(log_prior[kept])
+    rewards = _rounded(scale * potential[kept], potential.dtype)
+    return RewardLaw.of_outcomes(rewards, log_prior, length=length)
+
+
+def additive_letters(problem: Problem, *, scale: float | int = 1.0) -> Letters | None:
+    """Letters and rewards of independent, identical tokens whose potential is additive, or None."""
+    if not problem.model.memoryless or problem.automata:
+        return None
+    try:
+        problem.single()
+        terms = _plain(position_terms(problem).first)
+    except Unfit:
+        return None
+    # The first position carries the reference sequence's potential: spread it over all.
+    extra = terms[0] - terms[-1]
+    if not np.isfinite(terms).all() or not np.allclose(extra, extra[0], rtol=1e-7, atol=1e-7):
+        return None
+    terms[0] -= extra[0]
+    if not np.allclose(terms, terms[:1], rtol=1e-6, atol=1e-6):
+        return None
+    rewards = _rounded(scale * (terms[-1] + extra[0] / len(terms)), terms.dtype)
+    log_tokens = problem.model.log_tokens
+    assert log_tokens is not None
+    probs = np.exp(_plain(log_tokens)[0].astype(float))
+    return Letters((probs / probs.sum()).tolist(), rewards, problem.model.length)
+
+
+def _plain(x: Array) -> np.ndarray:
+    known = concrete(namespace(x).asarray(x))
+    if known is None:
+        raise ValueError("a law of rewards needs the target's numbers; compute it outside jax.jit")
+    return np.array(known)
+
+
+def _rounded(values: np.ndarray, dtype: Any) -> list[float]:
+    """To 12 significant digits of the largest, 5 of single precision."""
+    digits = 12 if dtype == np.float64 else 5
+    top = float(np.abs(values).max(initial=0.0))
+    places = digits - 1 - math.floor(math.log10(top)) if top else 0
+    return (np.round(values.astype(float), places) + 0.0).tolist()

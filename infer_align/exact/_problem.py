@@ -1,0 +1,109 @@
+"""A target beside the sequence model of its prior, and its potential on token ids."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from infer_align._numerics import Array, concrete, namespace
+from infer_align.exact._automaton import Automaton
+from infer_align.exact._structure import HasSite, SequenceModel, as_target, sequence_model
+from infer_align.targets import Target
+
+CHUNK = 1_000_000
+"""Tokens that a potential is evaluated on at once."""
+
+
+class Unfit(ValueError):
+    """An engine does not fit a target, and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What the engines work on.
+
+    Parameters
+    ----------
+    target : Target
+    contexts : tuple
+        What it is conditioned on.
+    model : SequenceModel
+        Of its prior.
+    """
+
+    target: Target
+    contexts: tuple[Any, ...]
+    model: SequenceModel
+
+    def single(self) -> None:
+        """Refuse several contexts."""
+        shape = tuple(getattr(self.target.given(*self.contexts), "batch_shape", ()))
+        if shape:
+            raise Unfit(f"contexts of shape {shape}; solve one context at a time, without an axis")
+
+    @cached_property
+    def like(self) -> Array:
+        """An array of the target's library, of its device and precision."""
+        model = self.model
+        known = (model.log_tokens, model.log_initial, model.values)
+        return next(x for x in known if x is not None)
+
+    @cached_property
+    def automata(self) -> tuple[Automaton, ...]:
+        """Factors of the target that are automata."""
+        return tuple(f for f in self.target.factors if isinstance(f, Automaton))
+
+    def potential(self, tokens: np.ndarray, *, automata: bool = True) -> Array:
+        """Log-potentials of sequences (n, m), shape (n,); without the automata's, if asked."""
+        xp = namespace(self.like)
+        rows = max(1, CHUNK // tokens.shape[1])
+        parts = []
+        for start in range(0, len(tokens), rows):
+            y = self.model.outcomes(tokens[start : start + rows], self.like)
+            if automata or not self.automata:
+                parts.append(self.target.log_potential(y, *self.contexts))
+                continue
+            rest = [f for f in self.target.factors if not isinstance(f, Automaton)]
+            nothing = xp.zeros_like(self.target.given(*self.contexts).log_prob(y))
+            parts.append(sum((f(y, *self.contexts) for f in rest), nothing))
+        return xp.concat(parts)
+
+    def agree(self, a: Array, b: Array) -> np.ndarray:
+        """Whether potentials are equal but for the rounding of their precision, shape (n,)."""
+        known = [concrete(x) for x in (a, b)]
+        if known[0] is None or known[1] is None:
+            raise Unfit(
+                "the potential's values are not known inside jax.jit, so that its form cannot be "
+                "checked; solve under jax.grad without jit"
+            )
+        tolerance = 1e-9 if known[0].dtype == np.float64 else 1e-4
+        left, right = (x.astype(float) for x in known)
+        same = (left == right) | np.isclose(left, right, rtol=tolerance, atol=tolerance)
+        return np.asarray(same)
+
+
+def distribution_of(target: Target, contexts: tuple[Any, ...]) -> Any:
+    """The distribution of a target's only latent site, given its contexts."""
+    prior = target.given(*contexts)
+    return prior.site() if isinstance(prior, HasSite) else prior
+
+
+def problem_of(target: Any, contexts: tuple[Any, ...]) -> Problem:
+    """A target and its prior's sequence model.
+
+    Raises
+    ------
+    ValueError
+        If the prior is none over token sequences.
+    """
+    target = as_target(target)
+    distribution = distribution_of(target, contexts)
+    model = sequence_model(distribution)
+    if model is None:
+        raise ValueError(
+            f"the prior of target {target.name!r} is a {type(distribution).__name__}, which is not "
+            "known here as a finite set of outcomes; give a categorical, independent tokens, a "
+            "Markov policy or a language model, or list the outcomes: exact.Space(outcomes)"
+        )
+    return Problem(target, contexts, model)

@@ -1,0 +1,408 @@
+"""`solve`: the exact answer to a declared target, by the engine that fits its structure."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from infer_align._numerics import Array, logsumexp, namespace
+from infer_align.exact._automaton import Automaton
+from infer_align.exact._messages import Messages, solve_chain
+from infer_align.exact._probe import pair_terms, position_terms, shown
+from infer_align.exact._problem import Problem, Unfit, distribution_of, problem_of
+from infer_align.exact._space import Space
+from infer_align.exact._structure import as_target, listed_support
+from infer_align.exact._types import compositions, number_of_types
+from infer_align.targets import Target
+
+MAX_ENTRIES = 4_000_000
+"""Tokens of all listed sequences, or of one sequence of each type."""
+MAX_PAIRS = 2_000_000
+"""Positions times pairs of tokens, of messages."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What there is to know about a target, solved exactly; see `solve`. Nats, totals.
+
+    Parameters
+    ----------
+    log_z : array, shape (*contexts)
+        log Σ_y exp(log density).
+    entropy : array, shape (*contexts)
+        −E_p[log p].
+    expected_log_potential : array, shape (*contexts)
+        E_p[log potential]: E_p[reward]/beta for a tilt.
+    kl_to_prior : array, shape (*contexts)
+        KL(p‖prior) = E_p[log potential] − log Z.
+    engine : str
+        ``sequences``, ``types``, ``letters`` or ``messages``.
+    reason : str
+        What decided: sizes, and what was checked.
+    log_prob : callable
+        ``log_prob(y)``, normalised, of outcomes y on axis 0.
+    law : array or tuple
+        The law itself. Sequences: log-probabilities over ``space.outcomes``. Types: log-masses of
+        the rows of ``counts``. Letters: log-probabilities of the tokens by position, (m, k).
+        Messages: log-probabilities of the first state (S,) and of the transitions (m − 1, S, S).
+    space : Space, optional
+        The listed sequences.
+    counts : array of int, shape (T, k), optional
+        The listed types.
+    """
+
+    log_z: Any
+    entropy: Any
+    expected_log_potential: Any
+    kl_to_prior: Any
+    engine: str
+    reason: str
+    log_prob: Callable[[Any], Any] = field(repr=False)
+    law: Any = field(repr=False)
+    space: Space | None = field(default=None, repr=False)
+    counts: np.ndarray | None = field(default=None, repr=False)
+
+
+def solve(target: Any, *contexts: Any) -> Answer:
+    r"""Solve a declared target exactly, by the engine that fits.
+
+    Engines are tried in this order; the first that fits is named in the answer, with the reason.
+
+    - `by_sequences`: all outcomes are listed. No assumption on the potential.
+    - `by_types`: for independent, identically distributed tokens and a potential that does not
+      depend on their order, one sequence of each count vector is evaluated.
+    - `by_letters`: for independent tokens and a potential that is a sum over positions.
+    - `by_messages`: for Markov or independent tokens and a potential that is a sum over
+      neighbouring pairs, times automata (`product` with an `Automaton`).
+
+    All but the first evaluate the potential on more sequences than they need and compare: a
+    potential that has another form only on sequences that are not among these goes unnoticed.
+    `Chain` and `reward_law` take the terms as declared, and need no such check.
+
+    Parameters
+    ----------
+    target : Target, or Pyro or NumPyro program
+        With one latent site.
+    *contexts : Any
+        What the target's program is conditioned on. Several contexts need the first engine.
+
+    Returns
+    -------
+    Answer
+        Differentiable in JAX (``jax.grad``, not ``jit``) and torch, as the target is.
+
+    Raises
+    ------
+    ValueError
+        If nothing fits: it says for each engine why not, and the size it would have needed. If the
+        target accepts no outcome.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+    >>> from infer_align import exact
+    >>> def program():
+    ...     tokens = dist.Categorical(jnp.array([0.5, 0.3, 0.2])).expand([40]).to_event(1)
+    ...     y = numpyro.sample("y", tokens)
+    ...     numpyro.factor("reward", jnp.sum(y == 2) / 2.0)
+    >>> answer = exact.solve(program)  # 3^40 outcomes
+    >>> answer.engine, round(float(answer.log_z), 4), round(float(answer.kl_to_prior), 4)
+    ('types', 4.8818, 0.7228)
+    """
+    target = as_target(target)
+    support = listed_support(distribution_of(target, contexts))
+    if support is not None:
+        return _listed(target, contexts, Space(support), "the prior lists its support")
+    problem = problem_of(target, contexts)
+    refused = []
+    for name, engine in _ENGINES.items():
+        try:
+            return engine(problem)
+        except Unfit as reason:
+            refused.append(f"{name}: {reason}")
+    raise ValueError(
+        f"target {target.name!r} cannot be solved exactly. " + "; ".join(refused) + ". Declare its "
+        "terms (exact.Chain, exact.reward_law), shorten the sequences, or sample the target"
+    )
+
+
+def by_sequences(target: Any, *contexts: Any) -> Answer:
+    """Solve a target by listing every outcome: `Space.solve` on the space of its prior.
+
+    Parameters
+    ----------
+    target : Target, or Pyro or NumPyro program
+    *contexts : Any
+
+    Raises
+    ------
+    ValueError
+        If there are over 4 million tokens to list.
+    """
+    return _sequences(problem_of(target, contexts))
+
+
+def by_types(target: Any, *contexts: Any) -> Answer:
+    r"""Solve a memoryless target whose potential does not depend on the order of tokens.
+
+    .. math:: Z = \sum_n \frac{m!}{\prod_a n_a!} \prod_a p_a^{n_a}\, e^{φ(n)}
+
+    Parameters
+    ----------
+    target : Target, or Pyro or NumPyro program
+    *contexts : Any
+
+    Raises
+    ------
+    ValueError
+        If tokens are not independent and identically distributed; if the potential of a sequence
+        differs from that of a random permutation of it (every type is tried); if there are over 4
+        million tokens to list.
+    """
+    return _types(problem_of(target, contexts))
+
+
+def by_letters(target: Any, *contexts: Any) -> Answer:
+    """Solve a target of independent tokens whose potential is a sum over positions.
+
+    Its law has independent tokens, too.
+
+    Parameters
+    ----------
+    target : Target, or Pyro or NumPyro program
+    *contexts : Any
+
+    Raises
+    ------
+    ValueError
+        If tokens are not independent, or the terms do not add up to the potential.
+    """
+    return _letters(problem_of(target, contexts))
+
+
+def by_messages(target: Any, *contexts: Any) -> Answer:
+    """Solve a Markov or memoryless target whose potential is a sum over neighbouring pairs.
+
+    Its law is a Markov chain whose transitions change with the position. A sequence that ends is in
+    a further state, the last, from then on.
+
+    Parameters
+    ----------
+    target : Target, or Pyro or NumPyro program
+    *contexts : Any
+
+    Raises
+    ------
+    ValueError
+        If the prior is not known as a Markov chain, or the terms do not add up to the potential.
+    """
+    return _messages(problem_of(target, contexts))
+
+
+def _log_prob(target: Target, contexts: tuple[Any, ...], log_z: Any) -> Callable[[Any], Any]:
+    return lambda y: target.log_density(y, *contexts) - log_z
+
+
+def _listed(target: Target, contexts: tuple[Any, ...], space: Space, reason: str) -> Answer:
+    solution = space.solve(target, *contexts)
+    return Answer(
+        solution.log_z, solution.entropy, solution.expected_log_potential, solution.kl_to_prior,
+        "sequences", f"{len(space):,} outcomes listed: {reason}",
+        _log_prob(target, contexts, solution.log_z), solution.log_prob, space,
+    )  # fmt: skip
+
+
+def _sequences(problem: Problem) -> Answer:
+    model = problem.model
+    entries = model.count() * model.length
+    if entries > MAX_ENTRIES:
+        raise Unfit(
+            f"{_size(model.count())} sequences of {model.length} tokens (at most {MAX_ENTRIES:,} "
+            "tokens in all)"
+        )
+    listed = Space.sequences(
+        model.vocabulary_size, model.length, eos=model.eos or None, pad=model.pad
+    )
+    space = Space(model.outcomes(listed.outcomes, problem.like))
+    return _listed(problem.target, problem.contexts, space, "few enough to list")
+
+
+def _types(problem: Problem) -> Answer:
+    model = problem.model
+    problem.single()
+    if not model.memoryless:
+        raise Unfit("tokens are not independent, identically distributed and of a fixed number")
+    k, m = model.vocabulary_size, model.length
+    types = number_of_types(k, m)
+    if types * m > MAX_ENTRIES:
+        raise Unfit(
+            f"{_size(types)} count vectors of {m} tokens (at most {MAX_ENTRIES:,} tokens in all)"
+        )
+    counts = np.stack(compositions(m, k), axis=1)
+    tokens = np.repeat(np.tile(np.arange(k), len(counts)), counts.ravel()).reshape(len(counts), m)
+    potential = problem.potential(tokens)
+    mixed = np.random.default_rng(0).permuted(tokens, axis=1)
+    same = problem.agree(potential, moved := problem.potential(mixed))
+    if not same.all():
+        i = int(np.argmin(same))
+        raise Unfit(
+            f"the potential depends on the order of tokens: of {shown(tokens[i])} it is "
+            f"{float(potential[i]):.6g}, of {shown(mixed[i])} {float(moved[i]):.6g}"
+        )
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, m + 1)))])
+    ways = log_factorial[m] - log_factorial[counts].sum(axis=1)
+    log_p = problem.model.log_tokens
+    assert log_p is not None
+    xp = namespace(potential)
+    ways = xp.asarray(ways, dtype=log_p.dtype)
+    log_p = xp.where(log_p[0] > -math.inf, log_p[0], -1e30)  # so that 0 · log 0 is 0
+    log_density = ways + xp.asarray(counts, dtype=log_p.dtype) @ log_p + potential
+    log_z = _finite(logsumexp(log_density, axis=0), problem)
+    law = log_density - log_z
+    expected, log_each = _mean(law, potential), _mean(law, law - ways)
+    return Answer(
+        log_z, -log_each, expected, expected - log_z, "types",
+        f"{len(counts):,} count vectors; the potential was the same for a permutation of each",
+        _log_prob(problem.target, problem.contexts, log_z), law, counts=counts,
+    )  # fmt: skip
+
+
+def _letters(problem: Problem) -> Answer:
+    model = problem.model
+    problem.single()
+    if model.log_tokens is None or model.eos or problem.automata:
+        raise Unfit("tokens are not independent and of a fixed number, or an automaton joins them")
+    entries = model.vocabulary_size * model.length**2
+    if entries > 10 * MAX_ENTRIES:
+        raise Unfit(f"{entries:,} tokens to read the terms off (at most {10 * MAX_ENTRIES:,})")
+    terms = position_terms(problem)
+    log_density = model.log_tokens + terms.first
+    log_each = logsumexp(log_density, axis=1)
+    xp = namespace(log_density)
+    log_z = _finite(xp.sum(log_each), problem)
+    law = log_density - log_each[:, None]
+    expected = _mean(law, terms.first)
+    return Answer(
+        log_z, -_mean(law, law), expected, expected - log_z, "letters",
+        f"independent tokens; the potential was a sum over positions on {terms.checked} sequences",
+        _log_prob(problem.target, problem.contexts, log_z), law,
+    )  # fmt: skip
+
+
+def _messages(problem: Problem) -> Answer:
+    model = problem.model
+    problem.single()
+    first, edges = _log_prior(problem)
+    k, m = model.vocabulary_size, model.length
+    if m * k**2 > MAX_PAIRS or (m * k) ** 2 > 100 * MAX_PAIRS:
+        raise Unfit(f"{m} positions with {k}² pairs of tokens (at most {MAX_PAIRS:,} in all)")
+    terms = pair_terms(problem)
+    assert terms.edges is not None
+    weights = _Weights(first, edges, terms.first, terms.edges, namespace(first).zeros_like(first))
+    tokens = np.append(np.arange(k), model.pad)[: first.shape[0]]
+    for automaton in problem.automata:
+        weights, tokens = _times(weights, tokens, automaton)
+    solved: Messages = solve_chain(
+        weights.log_first + weights.first, weights.log_edges + weights.edges, weights.last, m
+    )
+    log_z = _finite(solved.log_z, problem)
+    expected = solved.expectation(weights.first, weights.edges)
+    log_each = expected + solved.expectation(weights.log_first, weights.log_edges) - log_z
+    return Answer(
+        log_z, -log_each, expected, expected - log_z, "messages",
+        f"{m} positions, {len(tokens)} states; the potential was a sum over neighbouring pairs on "
+        f"{terms.checked} sequences",
+        _log_prob(problem.target, problem.contexts, log_z),
+        (solved.log_initial, solved.log_kernels),
+    )  # fmt: skip
+
+
+class _Weights(NamedTuple):
+    """Prior and potential of a chain: of its first state (S,), of its edges (m − 1, S, S)."""
+
+    log_first: Array
+    log_edges: Array
+    first: Array
+    edges: Array
+    last: Array
+
+
+def _times(
+    weights: _Weights, tokens: np.ndarray, automaton: Automaton
+) -> tuple[_Weights, np.ndarray]:
+    """The chain over pairs (state, state of the automaton), and the token of each."""
+    xp = namespace(weights.log_first)
+    table = automaton.transitions
+    states, inner = len(tokens), len(table)
+    s, q = (x.ravel() for x in np.divmod(np.arange(states * inner), inner))
+    follows = table[q][:, tokens[s]] == q[None, :]
+    begins = table[automaton.start, tokens[s]] == q
+    row, column = (xp.asarray(x) for x in np.broadcast_arrays(s[:, None], s[None, :]))
+    pairs = lambda x: x[:, row, column]
+    ends = xp.asarray(np.where(automaton.accepting[q], 0.0, -math.inf), dtype=weights.last.dtype)
+    index = xp.asarray(s)
+    first = xp.take(weights.log_first, index, axis=0)
+    joint = _Weights(
+        xp.where(xp.asarray(begins), first, -math.inf),
+        xp.where(xp.asarray(follows), pairs(weights.log_edges), -math.inf),
+        xp.take(weights.first, index, axis=0),
+        pairs(weights.edges),
+        xp.take(weights.last, index, axis=0) + ends,
+    )
+    return joint, tokens[s]
+
+
+def _log_prior(problem: Problem) -> tuple[Array, Array]:
+    """Log-probabilities of the first state (S,) and of transitions (m − 1, S, S)."""
+    model = problem.model
+    k, m = model.vocabulary_size, model.length
+    if model.log_tokens is not None:
+        xp = namespace(model.log_tokens)
+        first = model.log_tokens[0]
+        edges = xp.broadcast_to(model.log_tokens[1:, None, :], (m - 1, k, k))
+    elif model.log_initial is not None and model.log_transition is not None:
+        xp = namespace(model.log_initial)
+        first = model.log_initial
+        edges = xp.broadcast_to(model.log_transition[None], (m - 1, k, k))
+    else:
+        raise Unfit("the prior is not known as independent tokens or a Markov chain")
+    if not model.eos:
+        return first, edges
+    ends = xp.asarray(np.isin(np.arange(k), model.eos))
+    first = xp.concat([first, xp.full_like(first[:1], -math.inf)])
+    # After an EOS the only next state is "ended", the last one.
+    on = xp.where(ends[None, :, None], -math.inf, edges)
+    to_end = xp.where(ends[None, :, None], 0.0 * edges[:, :, :1], -math.inf)
+    edges = xp.concat([on, to_end], axis=2)
+    stay = xp.where(xp.arange(k + 1) == k, 0.0, -math.inf) + xp.zeros_like(edges[:, :1, :1])
+    return first, xp.concat([edges, stay], axis=1)
+
+
+def _mean(log_p: Array, values: Array) -> Array:
+    """Σ exp(log_p)·values over all entries, those of probability 0 left out."""
+    xp = namespace(log_p)
+    possible = log_p > -math.inf
+    return xp.sum(xp.exp(log_p) * xp.where(possible, values, 0.0))
+
+
+def _finite(log_z: Array, problem: Problem) -> Array:
+    if bool(log_z == -math.inf):
+        raise ValueError(
+            f"target {problem.target.name!r} accepts no sequence, so it has no law; relax its "
+            "constraint"
+        )
+    return log_z
+
+
+def _size(number: int) -> str:
+    return f"{number:,}" if number < 10**15 else f"about 1e{len(str(number)) - 1}"
+
+
+_ENGINES: dict[str, Callable[[Problem], Answer]] = {
+    "sequences": _sequences,
+    "types": _types,
+    "letters": _letters,
+    "messages": _messages,
+}

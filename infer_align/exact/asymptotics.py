@@ -1,0 +1,343 @@
+r"""Long sequences: rate functions, scaled cumulants, Rényi cross entropies, sharp tails.
+
+For sequences of m independent letters with additive reward, everything per token follows from the
+law of one letter, and for Markov models from the Perron root: a *family* of tilts in either case.
+Laws of the reward per token concentrate exponentially fast,
+
+.. math:: P_m(r/m ≈ x) = e^{-m I(x) + o(m)},
+
+with I₀(x) = sup_θ θx − Λ(θ) for the prior, I_β(x) = I₀(x) − x/β + Λ(1/β) for the tilt, and
+I₀(x) − δ above R(δ), infinite below, for best-of-n with n = exp(mδ): tilt and best-of-n share their
+reward and their KL per token, not their large deviations (Yang et al. 2024, arXiv 2404.01730).
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from infer_align._numerics import logsumexp, namespace
+from infer_align.divergences import reverse_kl
+from infer_align.exact._law import RewardLaw
+from infer_align.exact.tilts import Family, beta_for_kl, beta_for_reward, frontier
+
+__all__ = [
+    "BestOfNLimit",
+    "bahadur_rao",
+    "best_of_n_limit",
+    "log_kl_exponent",
+    "rate",
+    "rate_of_best_of_n",
+    "renyi_cross_entropy",
+    "scaled_cumulant",
+    "scaled_cumulant_of_best_of_n",
+]
+
+EULER = 0.57721566490153286061
+
+
+def rate(family: Family, reward: float | int, *, beta: float | int = math.inf) -> float:
+    r"""Rate function of the reward per token under a tilt, I_β(x).
+
+    .. math:: I_β(x) = \sup_t\, tx - [Λ(1/β + t) - Λ(1/β)] = KL(φ_θ‖φ_β), \quad Λ'(θ) = x
+
+    Parameters
+    ----------
+    family : RewardLaw of one letter, or chain rate
+    reward : float
+        x, per token.
+    beta : float
+        Temperature of the tilt; inf, the default, is the prior.
+
+    Returns
+    -------
+    float
+        In nats per token; inf outside the range of rewards.
+
+    Examples
+    --------
+    >>> from infer_align.exact import reward_law
+    >>> from infer_align.exact.asymptotics import rate
+    >>> letter = reward_law([0.5, 0.3, 0.2], [0, 1, 2])
+    >>> round(rate(letter, 1.0), 6), round(rate(letter, 2), 6)
+    (0.066051, 1.609438)
+    """
+    family = family.known()
+    low, high = family.reward_range
+    if not low <= reward <= high:
+        return math.inf
+    if isinstance(family, RewardLaw):
+        if reward in (low, high):
+            log_mass = family.tilt(beta)[0 if reward == low else -1]
+            return float(-log_mass)
+        temperature = beta_for_reward(family, reward)
+        return float(reverse_kl(family.tilt(temperature), family.tilt(beta)))
+    return _rate_by_legendre(family, reward, beta)
+
+
+def _rate_by_legendre(family: Family, reward: float, beta: float) -> float:
+    inverse = beta_for_reward(family, reward)
+    if inverse == 0:
+        theta = 700.0 / max(abs(x) for x in family.reward_range)
+        theta = theta if reward == family.reward_range[1] else -theta
+    else:
+        theta = 1 / inverse
+    at_prior = float(family.kl_of_tilt(theta))
+    if math.isinf(beta):
+        return at_prior
+    return max(at_prior - reward / beta + float(family.cumulants(1 / beta)[0]), 0.0)
+
+
+def rate_of_best_of_n(family: Family, reward: float | int, kl: float | int) -> float:
+    r"""Rate function of the reward per token under best-of-n, n = exp(m·kl).
+
+    I₀(x) − δ for x >= R(δ), inf below: the best of many is never much worse than it should be.
+
+    Parameters
+    ----------
+    family : RewardLaw of one letter, or chain rate
+    reward : float
+        x, per token.
+    kl : float
+        δ, per token.
+    """
+    family = family.known()
+    if reward < float(frontier(family, kl).reward):
+        return math.inf
+    return max(rate(family, reward) - kl, 0.0)
+
+
+def scaled_cumulant(family: Family, t: Any, *, beta: float | int = math.inf) -> Any:
+    r"""lim (1/m) log E[exp(t r)] under a tilt: Λ(1/β + t) − Λ(1/β).
+
+    For independent letters it is that at every m. With r = log q it is −t·H_{1+t}(φ_β‖q), a Rényi
+    cross entropy (Yang et al. 2024).
+
+    Parameters
+    ----------
+    family : RewardLaw of one letter, or chain rate
+    t : float
+        Any real number.
+    beta : float
+        Temperature of the tilt; inf is the prior.
+    """
+    theta = 0.0 if math.isinf(beta) else 1 / beta
+    return family.cumulants(theta + t)[0] - family.cumulants(theta)[0]
+
+
+def scaled_cumulant_of_best_of_n(family: Family, t: float | int, kl: float | int) -> float:
+    r"""lim (1/m) log E[exp(t r)] under best-of-n, n = exp(m·kl).
+
+    It is tR(δ) up to t = 1/β(δ), then Λ(t) + δ.
+
+    Parameters
+    ----------
+    family : RewardLaw of one letter, or chain rate
+    t : float
+        Any real number.
+    kl : float
+        δ, per token.
+    """
+    point = frontier(family, kl)
+    if t * float(point.beta) <= 1:
+        return t * float(point.reward)
+    return float(family.cumulants(t)[0]) + kl
+
+
+def renyi_cross_entropy(log_p: Any, log_q: Any, order: Any) -> Any:
+    r"""Rényi cross entropy of a law p to a law q.
+
+    .. math:: H_α(p‖q) = \frac{1}{1-α} \log \sum p\, q^{α-1}
+
+    Order 1 is −Σ p log q, order ∞ is −log max q and −∞ is −log min q over the support of p; it does
+    not increase with the order. Thierrin, Alajaji and Linder 2022.
+
+    Parameters
+    ----------
+    log_p, log_q : array, shape (k,)
+        Log-probabilities; −inf is ordinary.
+    order : float
+        α, any real number, ±inf included.
+
+    Returns
+    -------
+    float or 0-d array
+        inf where p has mass that q has not, for orders up to 1.
+
+    Examples
+    --------
+    >>> import math, numpy as np
+    >>> from infer_align.exact.asymptotics import renyi_cross_entropy
+    >>> p, q = np.log([0.5, 0.3, 0.2]), np.log([0.2, 0.3, 0.5])
+    >>> [round(float(renyi_cross_entropy(p, q, a)), 6) for a in (0, 1, 2, math.inf)]
+    [1.383791, 1.30454, 1.237874, 0.693147]
+    """
+    xp = namespace(log_p, log_q)
+    inside = log_p > -math.inf
+    if isinstance(order, int | float) and (order == 1 or math.isinf(order)):
+        if order == 1:
+            return -xp.sum(xp.where(inside, xp.exp(log_p) * log_q, 0.0))
+        if order > 0:
+            return -xp.max(xp.where(inside, log_q, -math.inf))
+        return -xp.min(xp.where(inside, log_q, math.inf))
+    missed = bool(xp.any(inside & (log_q == -math.inf)))
+    if missed and order < 1:
+        return math.inf
+    kept = inside & (log_q > -math.inf)
+    terms = xp.where(kept, log_p + (order - 1) * xp.where(kept, log_q, 0.0), -math.inf)
+    return logsumexp(terms, axis=0) / (1 - order)
+
+
+def bahadur_rao(law: RewardLaw, reward: float | int, length: int) -> float:
+    r"""log P(Σ r >= m x) under the prior, by the sharp large-deviation estimate.
+
+    .. math:: P ≈ \frac{e^{-m I_0(x)}}{θ\sqrt{2πm Λ''(θ)}}, \qquad Λ'(θ) = x;
+              \quad \text{on a lattice of step } d: \frac1θ \to \frac{d}{1 - e^{-θd}}
+
+    Bahadur and Rao 1960. On a lattice m·x is moved up to the next level. The relative error is of
+    order 1/m; `reward_law` has the exact law.
+
+    Parameters
+    ----------
+    law : RewardLaw
+        Of one letter; its ``step`` says whether the rewards lie on a lattice.
+    reward : float
+        x, per token, between the prior's mean and the greatest reward.
+    length : int
+        Number of tokens m.
+
+    Raises
+    ------
+    ValueError
+        If x is not between the mean and the greatest reward.
+
+    Examples
+    --------
+    >>> from infer_align.exact import reward_law
+    >>> from infer_align.exact.asymptotics import bahadur_rao
+    >>> letter, law = (reward_law([0.5, 0.3, 0.2], [0, 1, 2], m) for m in (1, 200))
+    >>> exact = law.log_above[law.keys == 199][0]
+    >>> round(bahadur_rao(letter, 1.0, 200), 4), round(float(exact), 4)
+    (-15.7168, -15.7205)
+    """
+    low, high = law.reward_range
+    mean = float(law.cumulants(0.0)[1])
+    if not mean < reward < high:
+        raise ValueError(
+            f"the estimate holds for rewards between the mean {mean:.6g} and the greatest "
+            f"{high:.6g}, got {reward}"
+        )
+    if law.step is not None:
+        levels = math.ceil((reward - low) * length / law.step - 1e-9)
+        reward = low + levels * law.step / length
+        if reward >= high:
+            return length * float(law.log_prob[-1])
+    theta = 1 / beta_for_reward(law, reward)
+    variance = float(law.cumulants(theta)[2])
+    scale = 1 / theta if law.step is None else law.step / -math.expm1(-theta * law.step)
+    return (
+        -length * rate(law, reward)
+        + math.log(scale)
+        - 0.5 * math.log(2 * math.pi * length * variance)
+    )
+
+
+class BestOfNLimit(NamedTuple):
+    """Totals over the sequence, to o(1) in its length; see `best_of_n_limit`."""
+
+    reward_gap: float
+    """m R(δ) − E[reward]."""
+    kl_to_prior: float
+    """KL(π_n‖prior)."""
+    kl_to_tilt: float
+    """KL(π_n‖φ): it grows like ½ log m, so that only the KL per token vanishes."""
+
+
+def best_of_n_limit(law: RewardLaw, kl: float | int, length: int) -> BestOfNLimit:
+    r"""Best-of-n with n = exp(mδ) beside the tilt of the same budget, for long sequences.
+
+    Without a lattice, with b = 1/β(δ) and Euler's γ,
+
+    .. math:: mR(δ) - E r ≈ [\tfrac12\log(2πmb^2Λ'') - γ]/b, \qquad KL(π_n‖\mathrm{prior}) ≈ mδ - 1,
+              \qquad KL(π_n‖φ) ≈ \tfrac12\log(2πmb^2Λ'') - 1 - γ:
+
+    the best reward is Gumbel of width β, the tilt's Gaussian of width √(mΛ''). On a lattice the
+    best level's law is a discrete Gumbel, whose phase depends on m.
+
+    Parameters
+    ----------
+    law : RewardLaw
+        Of one letter.
+    kl : float
+        δ, per token, strictly between 0 and ``law.kl_max``.
+    length : int
+        Number of tokens m.
+
+    Raises
+    ------
+    ValueError
+        For a budget at or beyond the ends.
+
+    Examples
+    --------
+    >>> from infer_align.exact import log_rewards, reward_law
+    >>> from infer_align.exact.asymptotics import best_of_n_limit
+    >>> letter = reward_law([0.5, 0.3, 0.2], log_rewards([0.2, 0.3, 0.5]))
+    >>> round(best_of_n_limit(letter, 0.5, 800).kl_to_tilt, 4)
+    2.5993
+    """
+    if not 0 < kl < law.kl_max:
+        raise ValueError(
+            f"the limit holds for budgets per token between 0 and {law.kl_max:.6g}, got {kl}"
+        )
+    point = frontier(law, kl)
+    b, variance = 1 / float(point.beta), float(point.variance)
+    spread = 0.5 * math.log(2 * math.pi * length * variance)
+    if law.step is None:
+        gap = (spread + math.log(b) - EULER) / b
+        to_prior = length * kl - 1
+    else:
+        gap, to_prior = _discrete_gumbel(law, b, spread, float(point.reward), kl, length)
+    # KL(π‖φ) = KL(π‖prior) − mδ + b (mR − E r), for every π.
+    return BestOfNLimit(gap, to_prior, to_prior - length * kl + b * gap)
+
+
+def _discrete_gumbel(
+    law: RewardLaw, b: float, spread: float, reward: float, kl: float, length: int
+) -> tuple[float, float]:
+    """m R − E[r] and KL to the prior, from levels of law exp(−n P(>k)) − exp(−n P(>=k))."""
+    step = law.step
+    assert step is not None
+    low = law.reward_range[0]
+    centre = math.floor((reward - low) * length / step)
+    reach = math.ceil((60 + spread) / (b * step))
+    levels = centre + np.arange(-reach, reach + 1)
+    above = levels * step - (reward - low) * length  # the level's reward less m R
+    with np.errstate(over="ignore"):
+        n_mass = np.exp(math.log(step) - spread - b * above)
+        n_tail = n_mass / -math.expm1(-b * step)
+        mass = np.exp(-(n_tail - n_mass)) * -np.expm1(-n_mass)
+    log_ratio = np.log(np.maximum(mass, 1e-300)) - np.log(np.maximum(n_mass, 1e-300))
+    return float(-(mass @ above)), length * kl + float(mass @ log_ratio)
+
+
+def log_kl_exponent(family: Family, kl: float | int) -> float:
+    r"""lim (1/m) log KL(φ‖best-of-n), n = exp(mδ): the other direction explodes.
+
+    .. math:: δ + 2Λ(b/2) - Λ(b) > 0, \qquad b = 1/β(δ)
+
+    The tilt has mass on rewards that the best of n has not, exp(−n·tail) of it.
+
+    Parameters
+    ----------
+    family : RewardLaw of one letter, or chain rate
+    kl : float
+        δ, per token, strictly between 0 and ``kl_max``.
+    """
+    beta = beta_for_kl(family, kl)
+    if beta == 0 or math.isinf(beta):
+        raise ValueError(
+            f"the exponent holds for budgets strictly between 0 and {family.kl_max:.6g}, got {kl}"
+        )
+    half, whole = (family.cumulants(theta)[0] for theta in (0.5 / beta, 1 / beta))
+    return float(kl + 2 * half - whole)

@@ -1,0 +1,255 @@
+r"""Over-optimisation: what a gold reward does along policies that chase a proxy.
+
+A policy that reweights the prior by the proxy r alone has E_π[g] = Σ_ℓ B_ℓ E[g|ℓ] for any gold
+reward g, so gold-against-proxy curves of tilts and best-of-n are exact. Along the tilts,
+
+.. math:: \frac{d}{dθ} E_{φ}[g] = \mathrm{Cov}_φ(g, r), \qquad θ = 1/β,
+
+so that gold peaks where the covariance vanishes. Near the prior, with d = √KL,
+
+.. math:: E[g] = g_0 + d(α - β_G d) + O(d^3), \quad α = \sqrt2\,\mathrm{Cov}(g, r)/σ, \quad
+          β_G = \frac{2\,\mathrm{Cov}(g, r)\,κ_3(r)}{3σ^4} - \frac{κ(g, r, r)}{σ^2}:
+
+the form that Gao, Schulman and Hilton (2022, arXiv 2210.10760) found for best-of-n.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from infer_align._numerics import namespace
+from infer_align.exact._law import RewardLaw
+
+__all__ = [
+    "Expansion",
+    "Fit",
+    "Peak",
+    "best_of_n_form",
+    "covariance",
+    "expected_gold",
+    "fit_form",
+    "peak",
+    "rl_form",
+    "small_kl_form",
+]
+
+Form = Callable[[Any, float, float], Any]
+
+
+class Peak(NamedTuple):
+    """Where the gold reward is largest along the tilts of a proxy; see `peak`."""
+
+    beta: float
+    """Temperature."""
+    kl: float
+    """KL to the prior."""
+    proxy: float
+    """E[r]."""
+    gold: float
+    """E[g]."""
+
+
+class Expansion(NamedTuple):
+    """Gold near the prior: start + d(alpha − beta·d), d = √KL; see `small_kl_form`."""
+
+    start: float
+    alpha: float
+    beta: float
+
+
+class Fit(NamedTuple):
+    """A functional form fitted to a gold curve; see `fit_form`."""
+
+    alpha: float
+    beta: float
+    start: float
+    """Gold at d = 0, as given."""
+    peak: float
+    """d at which the fitted curve is largest; inf if it only rises."""
+    residual: float
+    """Root mean square of what is left."""
+
+
+def expected_gold(law: RewardLaw, gold: Any, log_policy: Float[Any, " levels"]) -> Any:
+    """E_π[g] of a policy on the levels of the proxy.
+
+    Parameters
+    ----------
+    law : RewardLaw
+        Of the proxy.
+    gold : sequence of k numbers
+        One a letter, additive over the sequence; for a law of outcomes one an outcome.
+    log_policy : array, shape (L,)
+        Log-masses.
+
+    Examples
+    --------
+    >>> from infer_align.exact import best_of_n, reward_law
+    >>> from infer_align.exact.overoptimization import expected_gold
+    >>> law = reward_law([0.5, 0.3, 0.2], [0, 1, 2], 10)
+    >>> [round(float(expected_gold(law, [0, 1, 0.5], best_of_n(law, n))), 4) for n in (1, 16, 256)]
+    [4.0, 5.8327, 6.4482]
+    """
+    return law.expectation(law.level_mean(gold), log_policy)
+
+
+def covariance(law: RewardLaw, gold: Any, beta: Any = math.inf) -> Any:
+    """Cov_φ(g, r) under the tilt by the proxy: the slope of the gold reward in 1/beta.
+
+    Parameters
+    ----------
+    law : RewardLaw
+    gold : sequence of k numbers
+        As in `expected_gold`.
+    beta : float
+        Temperature of the tilt; inf is the prior.
+    """
+    return _covariance(law, law.level_mean(gold), beta)
+
+
+def _covariance(law: RewardLaw, means: Any, beta: Any) -> Any:
+    tilt = law.tilt(beta)
+    return law.expectation(means * (law.rewards - law.expected_reward(tilt)), tilt)
+
+
+def peak(law: RewardLaw, gold: Any) -> Peak | None:
+    """The first tilt, coming from the prior, beyond which the gold reward falls.
+
+    Parameters
+    ----------
+    law : RewardLaw
+    gold : sequence of k numbers
+        As in `expected_gold`.
+
+    Returns
+    -------
+    Peak or None
+        None if the gold reward rises all the way: the proxy cannot be over-optimised by tilts. At
+        the prior itself (beta = inf) if it falls from the start.
+
+    Examples
+    --------
+    >>> from infer_align.exact import reward_law
+    >>> from infer_align.exact.overoptimization import peak
+    >>> law = reward_law([0.5, 0.3, 0.2], [0, 1, 2])
+    >>> round(peak(law, [0, 1, 0.5]).beta, 6)
+    1.014403
+    """
+    from scipy.optimize import brentq
+
+    law = law.known()
+    means = law.level_mean(gold)
+    slope = lambda theta: float(_covariance(law, means, 1 / theta if theta else math.inf))
+    if slope(0.0) <= 0:
+        return _at(law, means, math.inf)
+    spread = math.sqrt(float(law.cumulants(0.0)[2]))
+    # Beyond 1e4 standard deviations of the prior's reward the tilt sits on the highest level.
+    grid = np.concatenate([[0.0], np.geomspace(1e-3, 1e4, 561)]) / spread
+    for low, high in pairwise(grid.tolist()):
+        if slope(high) < 0:
+            return _at(law, means, 1 / float(brentq(slope, low, high, xtol=1e-300, rtol=1e-14)))
+    return None
+
+
+def _at(law: RewardLaw, means: Any, beta: float) -> Peak:
+    tilt = law.tilt(beta)
+    numbers = law.kl_to_prior(tilt), law.expected_reward(tilt), law.expectation(means, tilt)
+    return Peak(beta, *(float(x) for x in numbers))
+
+
+def small_kl_form(law: RewardLaw, gold: Any) -> Expansion:
+    """Coefficients of the gold reward near the prior, by joint cumulants of gold and proxy.
+
+    Parameters
+    ----------
+    law : RewardLaw
+    gold : sequence of k numbers
+        As in `expected_gold`.
+
+    Examples
+    --------
+    >>> from infer_align.exact import reward_law
+    >>> from infer_align.exact.overoptimization import small_kl_form
+    >>> letter = reward_law([0.5, 0.3, 0.2], [0, 1, 2])
+    >>> [round(float(x), 4) for x in small_kl_form(letter, [0, 1, 0.5])]
+    [0.4, 0.3983, 0.4018]
+    """
+    _, mean, variance, third = law.cumulants(0.0)
+    means = law.level_mean(gold)
+    start = law.expectation(means, law.log_prob)
+    centred = law.rewards - mean
+    both = law.expectation((means - start) * centred, law.log_prob)
+    mixed = law.expectation((means - start) * centred**2, law.log_prob)
+    alpha = 2**0.5 * both / variance**0.5
+    beta = 2 * both * third / (3 * variance**2) - mixed / variance
+    return Expansion(float(start), float(alpha), float(beta))
+
+
+def best_of_n_form(d: Any, alpha: float | int, beta: float | int) -> Any:
+    """Gao et al.'s form for best-of-n: d(α − βd), largest at α/2β.
+
+    Parameters
+    ----------
+    d : float or array
+        √KL.
+    alpha, beta : float
+    """
+    return d * (alpha - beta * d)
+
+
+def rl_form(d: Any, alpha: float | int, beta: float | int) -> Any:
+    """Gao et al.'s form for reinforcement learning: d(α − β log d), largest at exp(α/β − 1).
+
+    Parameters
+    ----------
+    d : float or array
+        √KL; the form is 0 at 0.
+    alpha, beta : float
+    """
+    xp = namespace(d)
+    d = xp.asarray(d) * 1.0
+    return d * (alpha - beta * xp.log(xp.where(d > 0, d, 1.0)))
+
+
+def fit_form(kl: Any, gold: Any, form: Form, *, start: float | int) -> Fit:
+    """Fit α and β of a form to a gold curve, by least squares.
+
+    Parameters
+    ----------
+    kl : array, shape (n,)
+        KLs to the prior, n >= 2.
+    gold : array, shape (n,)
+        E[g] at each.
+    form : callable
+        `best_of_n_form` or `rl_form`: linear in both coefficients.
+    start : float
+        Gold reward of the prior.
+
+    Returns
+    -------
+    Fit
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two points, or a KL is negative.
+    """
+    d, gain = np.sqrt(np.asarray(kl, dtype=float)), np.asarray(gold, dtype=float) - start
+    if d.shape != gain.shape or d.ndim != 1 or len(d) < 2 or not np.isfinite(d).all():
+        raise ValueError(
+            f"a fit of two coefficients needs at least two pairs of a KL >= 0 and a gold reward, "
+            f"got shapes {np.shape(kl)} and {np.shape(gold)}"
+        )
+    columns = np.stack([form(d, 1.0, 0.0), form(d, 0.0, 1.0)], axis=1)
+    (alpha, beta), *_ = np.linalg.lstsq(columns, gain, rcond=None)
+    left = gain - columns @ np.array([alpha, beta])
+    top = math.inf
+    if beta > 0:
+        top = alpha / (2 * beta) if form is best_of_n_form else math.exp(alpha / beta - 1)
+    return Fit(
+        float(alpha), float(beta), float(start), float(top), float(np.sqrt((left**2).mean()))
+    )
