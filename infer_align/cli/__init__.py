@@ -1,4 +1,4 @@
-"""The command ``infer-align``: demo, fit, assess, sample, models.
+"""The command ``infer-align``: demo, fit, assess, sample, exact, models.
 
 A thin user of the library. Importing it loads Typer only; torch is loaded by the commands that
 need it, so that ``--help`` and ``models`` are quick and work without any extra.
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import infer_align
-from infer_align.cli import demo, fitting, models, using
+from infer_align.cli import demo, exact, fitting, models, using
 from infer_align.cli.errors import DEBUG
 
 __all__ = ["app"]
@@ -49,5 +49,5 @@ def main(
     DEBUG.set(debug)
 
 
-for command in (demo.demo, fitting.fit, using.assess, using.sample, models.models):
+for command in (demo.demo, fitting.fit, using.assess, using.sample, exact.exact, models.models):
     app.command()(command)

@@ -122,33 +122,45 @@ def split(target: str) -> tuple[Path, str]:
 
 
 def load(path: Path, name: str = "target") -> Loaded:
-    """Run a target file and find its target.
+    """Run a target file and find its target of a language model.
 
     Raises
     ------
     Stop
         If there is no such file or name, if it is a NumPyro target, or if running it fails.
     """
+    if find(path).is_numpyro(name):
+        raise Stop(
+            f"{path}:{name} takes no language model, so it is a NumPyro target; fit it in Python "
+            "with infer_align.jax.fit (see docs/api/jax.md), or write def target(lm): ... with a "
+            "Pyro program for this command"
+        )
+    loaded = load_any(path, name)
+    make = loaded.make
+    if not any(p.kind is not p.KEYWORD_ONLY for p in inspect.signature(make).parameters.values()):
+        raise Stop(f"{path}:{name} takes no language model: write def {name}(lm): ...")
+    return loaded
+
+
+def find(path: Path) -> Sheet:
+    """What a target file says without being run; `Stop` if it is not there or no Python."""
     if not path.is_file():
         known = [p for p in _names() if p == path.stem]
         hint = f"; the catalogue's is {catalogue_folder() / known[0]}.py" if known else ""
         raise Stop(f"no file {path}: give {CALL}{hint}")
     if path.suffix != ".py":
         raise Stop(f"{path} is not a Python file: give {CALL}")
-    sheet = read(path)
-    if sheet.is_numpyro(name):
-        raise Stop(
-            f"{path}:{name} takes no language model, so it is a NumPyro target; fit it in Python "
-            "with infer_align.jax.fit (see docs/api/jax.md), or write def target(lm): ... with a "
-            "Pyro program for this command"
-        )
+    return read(path)
+
+
+def load_any(path: Path, name: str = "target") -> Loaded:
+    """Run a target file and find its target, of a language model or of NumPyro."""
+    sheet = find(path)
     module = _run(path.resolve())
     make = vars(module).get(name)
     if not callable(make):
         functions = ", ".join(sheet.functions) or "none"
         raise Stop(f"{path} has no callable {name!r} (its functions: {functions}): give {CALL}")
-    if not any(p.kind is not p.KEYWORD_ONLY for p in inspect.signature(make).parameters.values()):
-        raise Stop(f"{path}:{name} takes no language model: write def {name}(lm): ...")
     return Loaded(path.resolve(), make, module)
 
 

@@ -29,7 +29,7 @@ def print_table(heads: Sequence[str], lines: Sequence[Sequence[Any]]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for head in heads:
-        table.add_column(head, overflow="fold")
+        table.add_column(Text(head), overflow="fold")
     for line in lines:
         table.add_row(*(Text(str(cell)) for cell in line))
     console().print(table)

@@ -18,7 +18,7 @@ from infer_align.exact._engines import (
 )
 from infer_align.exact._law import RewardLaw
 from infer_align.exact._letters import merged_letters
-from infer_align.exact._rewards import combine
+from infer_align.exact._rewards import combine, fraction
 from infer_align.exact._saddle import by_saddle_point
 from infer_align.exact._types import TypeTable, compositions, number_of_types
 
@@ -98,9 +98,10 @@ def reward_law(probs: Any, rewards: Any, length: int = 1, *, approximate: bool =
 
 def whole_length(length: Any) -> int:
     """A number of tokens, checked."""
-    if isinstance(length, bool) or length != int(length) or length < 1:
+    number = fraction(length, "the number of tokens")
+    if isinstance(length, bool) or number.denominator != 1 or number < 1:
         raise ValueError(f"length is the number of tokens, a whole number >= 1, got {length!r}")
-    return int(length)
+    return int(number)
 
 
 def reward_law_of_counts(

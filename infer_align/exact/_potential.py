@@ -80,8 +80,13 @@ def potential_law(target: Any, *contexts: Any, scale: float | int = 1.0) -> Rewa
         length = 1
     answer: Answer = solve(target, *contexts)
     space = answer.space if answer.space is not None else Space(support)
-    potential = _plain(target.log_potential(space.outcomes, *contexts))
     log_prior = _plain(space.log_prob(distribution_of(target, contexts), tolerance=1e-4))
+    if log_prior.size != len(space):
+        raise ValueError(
+            f"a law of rewards is that of one context, got contexts of shape {log_prior.shape[1:]}"
+        )
+    log_prior = log_prior.ravel()
+    potential = _plain(space.log_potential(target, *contexts)).ravel()
     kept = np.flatnonzero(potential > -math.inf)
     log_prior = log_prior[kept] - np.logaddexp.reduce(log_prior[kept])
     rewards = _rounded(scale * potential[kept], potential.dtype)

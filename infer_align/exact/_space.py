@@ -205,6 +205,10 @@ class Space:
         """
         return self._of_target(target, "log_density", contexts)
 
+    def log_potential(self, target: Any, *contexts: Any) -> Array:
+        """Log potential of every outcome, shape ``(N, *contexts)``; see `log_density`."""
+        return self._of_target(target, "log_potential", contexts)
+
     def log_z(self, target: Any, *contexts: Any) -> Array:
         """Log normalising constant ``log Σ exp(log_density)``, shape ``(*contexts)``.
 
@@ -325,7 +329,7 @@ class Space:
         log_density = self.log_density(target, *contexts)
         log_prob = self.log_target(log_density)
         log_z = logsumexp(log_density, axis=0)
-        potential = self._of_target(target, "log_potential", contexts)
+        potential = self.log_potential(target, *contexts)
         expected = self.expectation(potential, log_prob)
         return Solution(
             log_z=log_z,

@@ -1,8 +1,8 @@
 r"""Everything about a memoryless model, as plain data: what the command line prints and draws.
 
 Per token, with δ the KL budget and n = exp(mδ) draws for best-of-n. ``beta`` is the temperature.
-Ends of the range are ordinary: δ = 0 is the prior (beta inf), δ at or beyond −log p(best letters) is
-the prior on these (beta 0), where best-of-n, which still has mass elsewhere, is at infinite KL.
+Ends of the range are ordinary: δ = 0 is the prior (beta inf); δ at or beyond −log p(best letters)
+is the prior on these (beta 0), where best-of-n, which still has mass elsewhere, is at infinite KL.
 """
 
 import math
@@ -37,7 +37,7 @@ __all__ = [
     "tilt_rows",
 ]
 
-ORDERS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, math.inf)
+ORDERS = (*np.arange(0.0, 2.0, 0.25), 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, math.inf)
 """Of the Rényi cross entropies."""
 POINTS = 41
 """Of each curve."""
@@ -80,7 +80,7 @@ def model(probs: Sequence[Any], rewards: Any) -> Model:
 
 
 def memoryless(
-    probs: Sequence[Any], rewards: Any, lengths: Sequence[int], kls: Sequence[Any], *,
+    probs: Sequence[Any], rewards: Any, lengths: Sequence[Any], kls: Sequence[Any], *,
     whole_n: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Tilts, frontier, rate functions, Rényi cross entropies and best-of-n of a memoryless model.
@@ -89,7 +89,7 @@ def memoryless(
     ----------
     probs, rewards : sequence of k numbers or texts
         As written: ``"0.1"`` is a tenth.
-    lengths : sequence of int
+    lengths : sequence of int or texts
         Numbers of tokens m.
     kls : sequence of numbers or texts
         Budgets δ in nats per token, >= 0.
@@ -293,7 +293,9 @@ def rate_rows(m: Model, kls: Sequence[float]) -> list[dict[str, Any]]:
     """
     low, high = m.letter.reward_range
     points = {kl: frontier(m.letter, kl) for kl in kls}
-    grid = {*np.linspace(low, high, POINTS).tolist(), *(float(p.reward) for p in points.values())}
+    # Denser towards the ends, where rates bend; rounding must not leave the range.
+    inner = low + (high - low) * np.sin(np.linspace(0, math.pi / 2, 2 * POINTS - 1)) ** 2
+    grid = {low, high, *inner[1:-1].tolist(), *(float(p.reward) for p in points.values())}
     return [
         {
             "reward": x,
