@@ -125,7 +125,7 @@ def _declared(
     if numpyro:
         import jax
 
-        jax.config.update("jax_enable_x64", val=True)  # this process is ours
+        jax.config.update("jax_enable_x64", True)  # noqa: FBT003 (this process is ours)
     loaded = load_any(path, name)
     program, contexts = (loaded.make(), ()) if numpyro else _pyro(loaded)
     from infer_align.exact import reports

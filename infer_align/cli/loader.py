@@ -52,7 +52,7 @@ class Loaded:
     """A target file that was run."""
 
     path: Path
-    make: Callable[[Any], Any]
+    make: Callable[..., Any]
     module: ModuleType
 
     def option(self, name: str, default: Any = None) -> Any:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DIVERGENCES = (
     "forward_kl", "reverse_kl", "jensen_shannon", "total_variation", "squared_hellinger",
-    "pearson_chi2", "neyman_chi2", "jeffreys",
+    "pearson_chi2", "neyman_chi2", "mixed_chi2", "jeffreys",
 )  # fmt: skip
 FAMILIES = ("alpha", "generalized_jensen_shannon")
 ESTIMATORS = ("f_dpg", "reinforce", "vargrad", "trajectory_balance")

@@ -65,7 +65,7 @@ def reward_law(probs: Any, rewards: Any, length: int = 1, *, approximate: bool =
     --------
     >>> from infer_align.exact import reward_law
     >>> p = [0.5, 0.3, 0.2]
-    >>> reward_law(p, ["-1.61", "-1.2", "-0.69"], 1000).engine
+    >>> reward_law(p, ["-0.5", "0", "0.25"], 100_000).engine
     'tilted FFT'
     >>> reward_law(p, [-1.6094379124341003, -1.2039728043259361, -0.6931471805599453], 50)
     RewardLaw(1326 levels of 50 tokens, exact; types: 1,326 count vectors of 3 letters)

@@ -41,7 +41,7 @@ class Edges:
     later: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     log_final: np.ndarray
 
-    def forward(self, most: float = math.inf) -> list[tuple[np.ndarray, np.ndarray]]:
+    def forward(self, most: float | int = math.inf) -> list[tuple[np.ndarray, np.ndarray]]:
         """For every position, the partial rewards' codes (n,) and log-probabilities (states, n).
 
         Raises

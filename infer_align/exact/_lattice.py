@@ -14,7 +14,7 @@ so the whole law costs about √m FFTs of length √m.
 import functools
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -33,6 +33,7 @@ FLOOR = 1e-17
 Tilt = Callable[[float], tuple[float, float, float]]
 
 
+@runtime_checkable
 class Sum(Protocol):
     """A random sum of integers s >= 0, by its tilts."""
 

@@ -45,7 +45,7 @@ class PerronFamily:
     def _edges(self) -> np.ndarray:
         return self.log_transition > -math.inf
 
-    def kernel(self, theta: float) -> tuple[float, np.ndarray, np.ndarray]:
+    def kernel(self, theta: float | int) -> tuple[float, np.ndarray, np.ndarray]:
         """Λ(θ), the limiting transition matrix of the tilt, and its stationary law.
 
         Parameters
@@ -61,7 +61,7 @@ class PerronFamily:
         _, log_left = _perron_vector(log_q.T)
         return scale + log_root, np.exp(log_q), np.exp(log_left - np.logaddexp.reduce(log_left))
 
-    def cumulants(self, theta: float) -> tuple[float, float, float]:
+    def cumulants(self, theta: float | int) -> tuple[float, float, float]:
         """Λ(θ), Λ′(θ) the mean reward of the tilt, and Λ″(θ) its asymptotic variance.
 
         Parameters
@@ -80,7 +80,7 @@ class PerronFamily:
         variance = (q * (centred**2 + 2 * centred * h[None, :])).sum(axis=1)
         return log_root, mean, float(stationary @ variance)
 
-    def kl_of_tilt(self, theta: float) -> float:
+    def kl_of_tilt(self, theta: float | int) -> float:
         """Relative entropy rate of the tilt to the chain: Σ π_i Q_ij log(Q_ij/P_ij).
 
         Parameters
@@ -150,10 +150,10 @@ class PerronFamily:
 def _perron_vector(log_m: np.ndarray) -> tuple[float, np.ndarray]:
     """Log of the Perron root of an irreducible matrix with entries <= 1, and of its vector."""
     values, vectors = np.linalg.eig(np.exp(log_m))
-    chosen = int(np.argmax(values.real))
-    root = float(values[chosen].real)
+    chosen = int(np.argmax(np.real(values)))
+    root = float(np.real(values[chosen]))
     with np.errstate(divide="ignore"):
-        log_vector = np.log(np.abs(vectors[:, chosen].real))
+        log_vector = np.log(np.abs(np.real(vectors[:, chosen])))
     # Iterations in log space restore the entries that floats lose beside the large ones.
     for _ in range(len(log_m) + 2):
         moved = np.logaddexp.reduce(log_m + log_vector[None, :], axis=1) - math.log(root)

@@ -71,16 +71,15 @@ class Problem:
 
     def agree(self, a: Array, b: Array) -> np.ndarray:
         """Whether potentials are equal but for the rounding of their precision, shape (n,)."""
-        known = [concrete(x) for x in (a, b)]
-        if known[0] is None or known[1] is None:
+        left, right = concrete(a), concrete(b)
+        if left is None or right is None:
             raise Unfit(
                 "the potential's values are not known inside jax.jit, so that its form cannot be "
                 "checked; solve under jax.grad without jit"
             )
-        tolerance = 1e-9 if known[0].dtype == np.float64 else 1e-4
-        left, right = (x.astype(float) for x in known)
-        same = (left == right) | np.isclose(left, right, rtol=tolerance, atol=tolerance)
-        return np.asarray(same)
+        tolerance = 1e-9 if left.dtype == np.float64 else 1e-4
+        near = np.isclose(left, right, rtol=tolerance, atol=tolerance)
+        return np.asarray((left == right) | near)
 
 
 def distribution_of(target: Target, contexts: tuple[Any, ...]) -> Any:

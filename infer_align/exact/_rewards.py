@@ -165,9 +165,10 @@ def log_rewards(probs: Any, *, scale: Any = 1) -> ExactRewards:
 
     Examples
     --------
+    >>> import math
     >>> from infer_align.exact import log_rewards, reward_law
-    >>> p, q = [0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.4, 0.3]
-    >>> len(reward_law(p, log_rewards(q), 2)), len(reward_law(p, [-2.3, -1.6, -0.9, -1.2], 2))
+    >>> p, q = [0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.4, 0.3]  # 0.1 · 0.4 = 0.2 · 0.2
+    >>> len(reward_law(p, log_rewards(q), 2)), len(reward_law(p, [math.log(x) for x in q], 2))
     (9, 10)
     """
     listed = list(probs) if isinstance(probs, list | tuple) else list(np.asarray(probs))
@@ -212,7 +213,7 @@ def regularized_rewards(rewards: Any, probs: Any, weight: Any) -> ExactRewards:
     >>> law = reward_law(p, regularized_rewards(r, p, 1), 10)
     >>> policy = best_of_n(law, 16)
     >>> round(float(law.expectation(law.level_mean(r), policy)), 4)
-    9.8557
+    11.4864
     """
     return add(exact_rewards(rewards), log_rewards(probs, scale=weight))
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from infer_align.divergences import FDivergence
 from infer_align.exact._law import RewardLaw, check_beta
+from infer_align.exact._roots import root
 
 __all__ = ["Optimum", "optimum", "optimum_for_budget"]
 
@@ -66,7 +67,7 @@ def optimum(law: RewardLaw, divergence: FDivergence, beta: float | int) -> Optim
     >>> from infer_align.exact.regularized import optimum
     >>> law = reward_law([0.5, 0.3, 0.2], [0, 1, 2])
     >>> np.exp(optimum(law, divergences.pearson_chi2, 0.4).log_policy).round(4).tolist()
-    [0.0, 0.225, 0.775]
+    [0.0625, 0.4125, 0.525]
     """
     law, beta = law.known(), float(check_beta(beta))
     if _piecewise_linear(divergence):
@@ -109,8 +110,6 @@ def optimum_for_budget(law: RewardLaw, divergence: FDivergence, budget: float | 
     >>> round(best.reward, 6), best.beta
     (0.9, 2.0)
     """
-    from scipy.optimize import brentq
-
     if not budget >= 0:
         raise ValueError(f"a budget is a divergence >= 0, got {budget}")
     law = law.known()
@@ -129,8 +128,7 @@ def optimum_for_budget(law: RewardLaw, divergence: FDivergence, budget: float | 
         low -= 1.0
     while spent(high) > budget:
         high += 1.0
-    log_beta = brentq(lambda x: spent(x) - budget, low, high, xtol=1e-15, rtol=1e-15)
-    return optimum(law, divergence, math.exp(float(log_beta)))
+    return optimum(law, divergence, math.exp(root(lambda x: spent(x) - budget, low, high)))
 
 
 def _log_ratio(law: RewardLaw, divergence: FDivergence, beta: float) -> np.ndarray:
@@ -139,8 +137,6 @@ def _log_ratio(law: RewardLaw, divergence: FDivergence, beta: float) -> np.ndarr
     The unknown is that of the highest level: there the slope f′ may come within rounding of its
     supremum, so that ν itself would not do.
     """
-    from scipy.optimize import brentq
-
     gaps = (law.rewards[-1] - law.rewards) / beta
 
     def ratios(top: float) -> np.ndarray:
@@ -151,7 +147,7 @@ def _log_ratio(law: RewardLaw, divergence: FDivergence, beta: float) -> np.ndarr
     most = -float(law.log_prob[-1])
     if len(law) == 1 or excess(most) <= 0:  # nothing is left for the others
         return ratios(most)
-    return ratios(float(brentq(excess, 0.0, most, xtol=1e-300, rtol=1e-15)))
+    return ratios(root(excess, 0.0, most))
 
 
 def _inverse_slope(divergence: FDivergence, slope: np.ndarray, top: float) -> np.ndarray:

@@ -114,7 +114,7 @@ def memoryless(
     >>> sorted(report)
     ['bon', 'frontier', 'model', 'rate_function', 'renyi_cross_entropy', 'tilt']
     >>> round(report["bon"][0]["reward_bon"], 6)
-    1.101653
+    1.04837
     """
     m = model(probs, rewards)
     lengths = [whole_length(length) for length in lengths]

@@ -28,6 +28,7 @@ from infer_align._numerics import (
 from infer_align.divergences import reverse_kl
 from infer_align.exact._edges import Autoregressive
 from infer_align.exact._law import RewardLaw, check_beta
+from infer_align.exact._roots import root
 from infer_align.exact.tilts import beta_for_kl
 
 __all__ = [
@@ -168,7 +169,7 @@ def autoregressive(law: RewardLaw, log_policy: Float[Any, " levels"]) -> Autoreg
     >>> law = reward_law([0.5, 0.3, 0.2], [0, 1, 2], 3)
     >>> policy = autoregressive(law, best_of_n(law, 4))
     >>> np.exp(policy.next_log_prob([2])).round(4).tolist()
-    [0.2765, 0.3567, 0.3668]
+    [0.3225, 0.353, 0.3245]
     """
     if law.make_edges is None:
         raise ValueError(
@@ -276,7 +277,7 @@ def best_of_poisson(law: RewardLaw, mu: Any = None, *, log_mu: Any = None) -> Fl
 
     .. math:: B_ℓ = G(F_ℓ) - G(F_{ℓ-1}), \qquad G(u) = u\, e^{μ(u-1)}
 
-    Khalaf et al. 2025. It wins within 8e-4 nats of the win-rate optimum (Puri et al.).
+    Khalaf et al. 2025. Without ties its KL is within 1e-3 nats of the least for its win rate.
 
     Parameters
     ----------
@@ -365,7 +366,7 @@ def sampling_costs(law: RewardLaw, beta: Any) -> Costs:
     >>> from infer_align.exact import reward_law
     >>> from infer_align.exact.selection import sampling_costs
     >>> [round(float(x), 4) for x in sampling_costs(reward_law([0.5, 0.3, 0.2], [0, 1, 2]), 1.0)]
-    [0.282, 0.4899, 0.9648]
+    [0.3228, 0.5583, 0.9728]
     """
     theta = 1 / check_beta(beta)
     log_z = law.cumulants(theta)[0]
@@ -500,10 +501,8 @@ def inference_aware(law: RewardLaw, n: float | int, beta: float | int) -> Float[
     >>> from infer_align.exact.selection import inference_aware, win_rate_of_best_of_n
     >>> law = reward_law([0.5, 0.3, 0.2], [0, 1, 2])
     >>> round(win_rate_of_best_of_n(law, inference_aware(law, 4, 1.0), 4), 4)
-    0.5915
+    0.5979
     """
-    from scipy.optimize import brentq
-
     if not n >= 1:
         raise ValueError(f"inference-aware optimisation of best-of-n needs n >= 1, got {n}")
     beta = float(check_beta(beta))
@@ -524,6 +523,5 @@ def inference_aware(law: RewardLaw, n: float | int, beta: float | int) -> Float[
 
     excess = lambda log_scale: math.log(sum(math.exp(min(x, 700.0)) for x in policy(log_scale)))
     lowest = -sum(rises) - 1e-9
-    scale = brentq(excess, lowest, 1e-9, xtol=1e-14, rtol=1e-15) if rises else 0.0
-    out = np.array(policy(float(scale)))
+    out = np.array(policy(root(excess, lowest, 1e-9) if rises else 0.0))
     return out - np.logaddexp.reduce(out)
