@@ -63,6 +63,9 @@ class Memoryless:
         self.log_p, self.x, self.m = log_p, x.astype(float), m
         self.p, self.positions = np.exp(log_p), x
         self.prior_mean = float(self.p @ self.x)
+        order = np.argsort(x)
+        beside = np.flatnonzero(np.diff(x[order]) == 1)
+        self.next_to = order[beside], order[beside + 1]
 
     def _tilted(self, theta: float) -> tuple[np.ndarray, float]:
         """Letter probabilities and their mean under the tilt."""
@@ -88,17 +91,27 @@ class Memoryless:
         q, mean = self._tilted(theta)
         if len(q) * len(omega) > 4_000_000:
             return self._by_fft(q, mean, omega, centre)
+        whole, omega = omega, omega[omega <= self._cutoff(q)]
         # ψ − 1 of the centred letter, without cancellation.
         angles = np.multiply.outer(self.x - mean, omega)
         real = -2 * (q @ np.sin(angles / 2) ** 2)
         imaginary = q @ np.sin(angles)
         with np.errstate(divide="ignore"):  # a zero of ψ
             size = self.m / 2 * np.log1p(np.maximum(real * (2 + real) + imaginary**2, -1.0))
-        out = np.zeros(len(omega), dtype=complex)
+        out = np.zeros(len(whole), dtype=complex)
         seen = np.flatnonzero(size > -LEAK)  # few, if m is large
         phase = self.m * np.arctan2(imaginary[seen], 1 + real[seen])
         out[seen] = np.exp(size[seen] + 1j * (phase + omega[seen] * (self.m * mean - centre)))
         return out
+
+    def _cutoff(self, q: np.ndarray) -> float:
+        """A frequency beyond which |ψ|^m is below exp(−LEAK).
+
+        1 − |ψ|² is 4 Σ q_i q_j sin²(ω(x_i − x_j)/2) over all pairs, so at least that of two
+        neighbours on the lattice.
+        """
+        gain = 4 * self.m * float((q[self.next_to[0]] * q[self.next_to[1]]).max(initial=0.0))
+        return 2 * math.asin(math.sqrt(2 * LEAK / gain)) if gain > 2 * LEAK else math.pi
 
     def _by_fft(self, q: np.ndarray, mean: float, omega: np.ndarray, centre: int) -> np.ndarray:
         """The same for many letters, from one FFT of the letter; loses m·1e-16."""
@@ -200,15 +213,17 @@ def _window(
 def _beyond(tilt: Tilt, theta: float, side: int) -> float:
     """How far from its mean the tilted sum can be, but for exp(−LEAK), on one side."""
     kl, mean, variance = tilt(theta)
-    unit = 1 / max(math.sqrt(variance), 1e-3)
-    bounds = []
-    for multiple in (3.0, 9.0, 27.0):
-        eta = side * multiple * unit
+    sd = max(math.sqrt(variance), 1e-3)
+    best = math.inf
+    for multiple in (9.0, 3.0, 27.0):
+        eta = side * multiple / sd
         other_kl, other_mean, _ = tilt(theta + eta)
         # log E_θ[exp(η (s − mean))], the excess of Λ over its tangent at θ.
         excess = (theta + eta) * (other_mean - mean) - other_kl + kl
-        bounds.append((LEAK + excess) / abs(eta))
-    return max(min(bounds), 1.0)
+        best = min(best, (LEAK + excess) / abs(eta))
+        if best < 12 * sd:  # as for a Gaussian: other η would hardly help
+            break
+    return max(best, 1.0)
 
 
 def _good_length(n: int) -> int:

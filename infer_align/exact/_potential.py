@@ -62,9 +62,10 @@ def potential_law(target: Any, *contexts: Any, scale: float | int = 1.0) -> Rewa
     RewardLaw(41 levels of 40 tokens, exact; tilted FFT: rewards on a lattice of step 1)
     """
     target = as_target(target)
-    support = listed_support(distribution_of(target, contexts))
+    distribution = distribution_of(target, contexts)
+    support = listed_support(distribution)
     if support is None:
-        problem = problem_of(target, contexts)
+        problem = problem_of(target, contexts, distribution)
         letters = additive_letters(problem, scale=scale)
         if letters is not None:
             return reward_law(letters.probs, letters.rewards, letters.length)
@@ -80,7 +81,7 @@ def potential_law(target: Any, *contexts: Any, scale: float | int = 1.0) -> Rewa
         length = 1
     answer: Answer = solve(target, *contexts)
     space = answer.space if answer.space is not None else Space(support)
-    log_prior = _plain(space.log_prob(distribution_of(target, contexts), tolerance=1e-4))
+    log_prior = _plain(space.log_prob(distribution, tolerance=1e-4))
     if log_prior.size != len(space):
         raise ValueError(
             f"a law of rewards is that of one context, got contexts of shape {log_prior.shape[1:]}"

@@ -60,14 +60,20 @@ class Problem:
         rows = max(1, CHUNK // tokens.shape[1])
         parts = []
         for start in range(0, len(tokens), rows):
-            y = self.model.outcomes(tokens[start : start + rows], self.like)
-            if automata or not self.automata:
-                parts.append(self.target.log_potential(y, *self.contexts))
-                continue
-            rest = [f for f in self.target.factors if not isinstance(f, Automaton)]
-            nothing = xp.zeros_like(self.target.given(*self.contexts).log_prob(y))
-            parts.append(sum((f(y, *self.contexts) for f in rest), nothing))
+            chunk = tokens[start : start + rows]
+            # Few different shapes: JAX compiles a program anew for each.
+            extra = (1 << (len(chunk) - 1).bit_length()) - len(chunk)
+            padded = np.concatenate([chunk, np.repeat(chunk[-1:], extra, axis=0)])
+            y = self.model.outcomes(padded, self.like)
+            parts.append(self._evaluate(y, automata=automata)[: len(chunk)])
         return xp.concat(parts)
+
+    def _evaluate(self, y: Array, *, automata: bool) -> Array:
+        if automata or not self.automata:
+            return self.target.log_potential(y, *self.contexts)
+        rest = [f for f in self.target.factors if not isinstance(f, Automaton)]
+        nothing = namespace(y).zeros_like(self.target.given(*self.contexts).log_prob(y))
+        return sum((f(y, *self.contexts) for f in rest), nothing)
 
     def agree(self, a: Array, b: Array) -> np.ndarray:
         """Whether potentials are equal but for the rounding of their precision, shape (n,)."""
@@ -88,8 +94,8 @@ def distribution_of(target: Target, contexts: tuple[Any, ...]) -> Any:
     return prior.site() if isinstance(prior, HasSite) else prior
 
 
-def problem_of(target: Any, contexts: tuple[Any, ...]) -> Problem:
-    """A target and its prior's sequence model.
+def problem_of(target: Any, contexts: tuple[Any, ...], distribution: Any = None) -> Problem:
+    """A target and its prior's sequence model; the prior's distribution if it is known already.
 
     Raises
     ------
@@ -97,7 +103,8 @@ def problem_of(target: Any, contexts: tuple[Any, ...]) -> Problem:
         If the prior is none over token sequences.
     """
     target = as_target(target)
-    distribution = distribution_of(target, contexts)
+    if distribution is None:
+        distribution = distribution_of(target, contexts)
     model = sequence_model(distribution)
     if model is None:
         raise ValueError(

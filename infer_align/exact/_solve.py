@@ -112,10 +112,11 @@ def solve(target: Any, *contexts: Any) -> Answer:
     ('types', 4.8797, 0.9579)
     """
     target = as_target(target)
-    support = listed_support(distribution_of(target, contexts))
+    distribution = distribution_of(target, contexts)
+    support = listed_support(distribution)
     if support is not None:
         return _listed(target, contexts, Space(support), "the prior lists its support")
-    problem = problem_of(target, contexts)
+    problem = problem_of(target, contexts, distribution)
     refused = []
     for name, engine in _ENGINES.items():
         try:

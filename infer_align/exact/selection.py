@@ -131,8 +131,10 @@ def _exponents(law: RewardLaw, log_n: Any) -> tuple[Array, Array]:
 def _log1m_exp_neg_exp(log_d: Array) -> Array:
     """log(1 − exp(−d)) from log d."""
     xp = namespace(log_d)
-    d = xp.exp(xp.where(log_d < 6.6, log_d, 6.6))
-    return patched(log_d - 0.5 * d, log_d > -18.0, -d, log1mexp)
+    certain = log_d > 3.7  # exp(−d) is below rounding
+    d = xp.exp(xp.where(certain, 0.0, log_d))
+    base = xp.where(certain, 0.0, log_d - 0.5 * d)
+    return patched(base, (log_d > -18.0) & ~certain, -d, log1mexp)
 
 
 def autoregressive(law: RewardLaw, log_policy: Float[Any, " levels"]) -> Autoregressive:
