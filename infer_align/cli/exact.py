@@ -175,7 +175,8 @@ def _print_answer(report: Report) -> None:
         ("log Z", a["log_z"]), ("E_p[reward]", a["expected_reward"]),
         ("KL(p‖prior)", a["kl_to_prior"]), ("entropy of p", a["entropy"]), ("beta", a["beta"]),
     )  # fmt: skip
-    print_table(["", "nats, totals"], [(label, f"{value:z.6f}") for label, value in rows])
+    lines = [(label, f"{value:z.6f}") for label, value in rows if value is not None]
+    print_table(["", "nats, totals"], lines)
     if "draws" not in report:
         say(f"\nno frontier: {a['frontier'].removeprefix('none: ')}")
         return

@@ -73,7 +73,7 @@ def reward_law(probs: Any, rewards: Any, length: int = 1, *, approximate: bool =
     m = whole_length(length)
     letters = merged_letters(probs, rewards)
     differentiable = namespace(letters.log_p) is not array_api_compat.numpy
-    limit = MAX_DIFFERENTIABLE if differentiable else MAX_LATTICE
+    limit = 1 + (MAX_DIFFERENTIABLE if differentiable else MAX_LATTICE)
     lattice = letters.rewards.lattice()
     types = number_of_types(len(letters.groups), m)
     levels = math.inf if lattice is None else m * int(lattice[0].max()) + 1

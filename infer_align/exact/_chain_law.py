@@ -50,7 +50,7 @@ def chain_law(
     """
     lattice = _common_lattice(first, edges, exact, length)
     model = _as_edges(first, edges, last, exact, tokens, length)
-    if lattice is not None and lattice.size <= MAX_LATTICE:
+    if lattice is not None and lattice.size <= MAX_LATTICE + 1:
         return _on_lattice(first, edges, last, lattice, exact, model)
     keys, log_prob = model.forward(MAX_PARTIAL)[-1]
     log_total = np.logaddexp.reduce(log_prob + last[:, None], axis=0)

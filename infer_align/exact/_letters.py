@@ -95,8 +95,7 @@ def merged_letters(probs: Any, rewards: Any) -> Letters:
             "each for every letter"
         )
     check_normalised(probs, "letter probabilities")
-    if not np.isfinite(values := exact.values()).all():
-        raise ValueError(f"reward {int(np.argmin(np.isfinite(values)))} is beyond the floats")
+    _check_scale(exact.values())
     if xp is array_api_compat.numpy:
         probs = np.asarray(probs, dtype=float)
     known = concrete(probs)
@@ -114,3 +113,13 @@ def merged_letters(probs: Any, rewards: Any) -> Letters:
     return Letters(
         xp.log(xp.stack(masses)), exact.take([group[0] for group in groups]), groups, probs
     )
+
+
+def _check_scale(values: np.ndarray) -> None:
+    """Refuse rewards whose cubes or inverses floats cannot hold."""
+    most, span = float(np.abs(values).max()), float(np.ptp(values))
+    if not most < 1e90 or 0 < span < 1e-90:
+        raise ValueError(
+            f"rewards up to {most:.3g} that differ by up to {span:.3g} are beyond what floats can "
+            "square; give them in other units"
+        )

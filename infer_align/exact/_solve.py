@@ -10,11 +10,11 @@ import numpy as np
 from infer_align._numerics import Array, logsumexp, namespace
 from infer_align.exact._automaton import Automaton
 from infer_align.exact._messages import Messages, solve_chain
-from infer_align.exact._probe import pair_terms, position_terms, shown
+from infer_align.exact._probe import Terms, pair_terms, position_terms, shown
 from infer_align.exact._problem import Problem, Unfit, distribution_of, problem_of
 from infer_align.exact._space import Space
-from infer_align.exact._structure import as_target, listed_support
-from infer_align.exact._types import compositions, number_of_types
+from infer_align.exact._structure import SequenceModel, as_target, listed_support
+from infer_align.exact._types import compositions, log_factorials, number_of_types
 from infer_align.targets import Target
 
 MAX_ENTRIES = 4_000_000
@@ -31,8 +31,9 @@ class Answer:
     ----------
     log_z : array, shape (*contexts)
         log Σ_y exp(log density).
-    entropy : array, shape (*contexts)
-        −E_p[log p].
+    entropy : array, shape (*contexts), or None
+        −E_p[log p]. None for a hidden Markov prior that is not listed: log p is then no sum over
+        positions.
     expected_log_potential : array, shape (*contexts)
         E_p[log potential]: E_p[reward]/beta for a tilt.
     kl_to_prior : array, shape (*contexts)
@@ -252,7 +253,7 @@ def _types(problem: Problem) -> Answer:
             f"the potential depends on the order of tokens: of {shown(tokens[i])} it is "
             f"{float(potential[i]):.6g}, of {shown(mixed[i])} {float(moved[i]):.6g}"
         )
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, m + 1)))])
+    log_factorial = log_factorials(m)
     ways = log_factorial[m] - log_factorial[counts].sum(axis=1)
     log_p = problem.model.log_tokens
     assert log_p is not None
@@ -295,14 +296,17 @@ def _letters(problem: Problem) -> Answer:
 def _messages(problem: Problem) -> Answer:
     model = problem.model
     problem.single()
-    first, edges = _log_prior(problem)
+    first, edges, tokens = _log_prior(problem)
     k, m = model.vocabulary_size, model.length
-    if m * k**2 > MAX_PAIRS or (m * k) ** 2 > 100 * MAX_PAIRS:
-        raise Unfit(f"{m} positions with {k}² pairs of tokens (at most {MAX_PAIRS:,} in all)")
+    if m * len(tokens) ** 2 > MAX_PAIRS or (m * k) ** 2 > 100 * MAX_PAIRS:
+        raise Unfit(
+            f"{m} positions with {len(tokens)}² pairs of states (at most {MAX_PAIRS:,} in all)"
+        )
     terms = pair_terms(problem)
     assert terms.edges is not None
-    weights = _Weights(first, edges, terms.first, terms.edges, namespace(first).zeros_like(first))
-    tokens = np.append(np.arange(k), model.pad)[: first.shape[0]]
+    weights = _Weights(
+        first, edges, *_by_state(terms, model, tokens), namespace(first).zeros_like(first)
+    )
     for automaton in problem.automata:
         weights, tokens = _times(weights, tokens, automaton)
     solved: Messages = solve_chain(
@@ -310,14 +314,27 @@ def _messages(problem: Problem) -> Answer:
     )
     log_z = _finite(solved.log_z, problem)
     expected = solved.expectation(weights.first, weights.edges)
-    log_each = expected + solved.expectation(weights.log_first, weights.log_edges) - log_z
+    entropy = None
+    if model.log_emission is None:
+        log_prior = solved.expectation(weights.log_first, weights.log_edges)
+        entropy = log_z - expected - log_prior
     return Answer(
-        log_z, -log_each, expected, expected - log_z, "messages",
+        log_z, entropy, expected, expected - log_z, "messages",
         f"{m} positions, {len(tokens)} states; the potential was a sum over neighbouring pairs on "
         f"{terms.checked} sequences",
         _log_prob(problem.target, problem.contexts, log_z),
         (solved.log_initial, solved.log_kernels),
     )  # fmt: skip
+
+
+def _by_state(terms: Terms, model: SequenceModel, tokens: np.ndarray) -> tuple[Array, Array]:
+    """The potential's terms by state; hidden states share those of their token."""
+    assert terms.edges is not None
+    if model.log_emission is None:
+        return terms.first, terms.edges
+    xp = namespace(terms.first)
+    row, column = (xp.asarray(x) for x in np.broadcast_arrays(tokens[:, None], tokens[None, :]))
+    return xp.take(terms.first, xp.asarray(tokens), axis=0), terms.edges[:, row, column]
 
 
 class _Weights(NamedTuple):
@@ -355,10 +372,13 @@ def _times(
     return joint, tokens[s]
 
 
-def _log_prior(problem: Problem) -> tuple[Array, Array]:
-    """Log-probabilities of the first state (S,) and of transitions (m − 1, S, S)."""
+def _log_prior(problem: Problem) -> tuple[Array, Array, np.ndarray]:
+    """Log-probabilities of first states (S,) and transitions (m − 1, S, S); states' tokens."""
     model = problem.model
     k, m = model.vocabulary_size, model.length
+    tokens = np.arange(k)
+    if model.log_emission is not None:
+        return _log_hidden(model)
     if model.log_tokens is not None:
         xp = namespace(model.log_tokens)
         first = model.log_tokens[0]
@@ -370,7 +390,7 @@ def _log_prior(problem: Problem) -> tuple[Array, Array]:
     else:
         raise Unfit("the prior is not known as independent tokens or a Markov chain")
     if not model.eos:
-        return first, edges
+        return first, edges, tokens
     ends = xp.asarray(np.isin(np.arange(k), model.eos))
     first = xp.concat([first, xp.full_like(first[:1], -math.inf)])
     # After an EOS the only next state is "ended", the last one.
@@ -378,7 +398,22 @@ def _log_prior(problem: Problem) -> tuple[Array, Array]:
     to_end = xp.where(ends[None, :, None], 0.0 * edges[:, :, :1], -math.inf)
     edges = xp.concat([on, to_end], axis=2)
     stay = xp.where(xp.arange(k + 1) == k, 0.0, -math.inf) + xp.zeros_like(edges[:, :1, :1])
-    return first, xp.concat([edges, stay], axis=1)
+    return first, xp.concat([edges, stay], axis=1), np.append(tokens, model.pad)
+
+
+def _log_hidden(model: SequenceModel) -> tuple[Array, Array, np.ndarray]:
+    """The same of a hidden Markov model, over pairs of a hidden state and a token."""
+    emission = model.log_emission
+    if model.log_initial is None or model.log_transition is None or emission is None or model.eos:
+        raise Unfit("hidden Markov models need initial law, transitions and emissions, and no EOS")
+    xp = namespace(emission)
+    hidden, k = emission.shape
+    joint = hidden * k
+    first = xp.reshape(model.log_initial[:, None] + emission, (joint,))
+    step = xp.reshape(model.log_transition[:, :, None] + emission[None], (hidden, 1, joint))
+    edges = xp.reshape(xp.broadcast_to(step, (hidden, k, joint)), (1, joint, joint))
+    edges = xp.broadcast_to(edges, (model.length - 1, joint, joint))
+    return first, edges, np.tile(np.arange(k), hidden)
 
 
 def _mean(log_p: Array, values: Array) -> Array:

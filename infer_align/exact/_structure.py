@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from array_api_compat import is_torch_array
 
-from infer_align._numerics import Array, namespace
+from infer_align._numerics import Array, logsumexp, namespace
 from infer_align.targets import Target
 
 
@@ -26,6 +26,9 @@ class SequenceModel(NamedTuple):
     """Markov: of the first token, shape (k,)."""
     log_transition: Array | None = None
     """Markov: row v has the token after v, shape (k, k)."""
+    log_emission: Array | None = None
+    """Hidden Markov: of the tokens in each hidden state, shape (h, k); the two above are then of
+    hidden states."""
     values: Array | None = None
     """The outcome's entry for each token, shape (k,); None: the token itself."""
 
@@ -101,10 +104,21 @@ class HasBase(Protocol):
     reinterpreted_batch_ndims: int
 
 
+@runtime_checkable
+class HasHiddenStates(Protocol):
+    """Pyro's ``DiscreteHMM``: a transition comes before each observation, the first included."""
+
+    initial_logits: Any
+    transition_logits: Any
+    observation_dist: Any
+
+
 def sequence_model(distribution: Any) -> SequenceModel | None:
     """The sequence model of a distribution, or None if it is none that is known."""
     if isinstance(distribution, HasSequenceModel):
         return distribution.sequence_model()
+    if isinstance(distribution, HasHiddenStates):
+        return _hidden(distribution, tuple(distribution.event_shape))  # type: ignore[attr-defined]
     if not isinstance(distribution, HasBase) or len(distribution.event_shape) != 1:  # type: ignore[attr-defined]
         return None
     base = distribution.base_dist
@@ -119,6 +133,29 @@ def sequence_model(distribution: Any) -> SequenceModel | None:
     plain = xp.reshape(support, (-1,))
     values = None if bool(xp.all(plain == xp.arange(size))) else plain
     return SequenceModel(size, length, log_tokens=log_tokens, values=values)
+
+
+def _hidden(distribution: HasHiddenStates, event_shape: tuple[int, ...]) -> SequenceModel | None:
+    """Of a hidden Markov model whose parameters do not change with time or context."""
+    observed, transition = distribution.observation_dist, distribution.transition_logits
+    xp = namespace(transition)
+    one_model = len(event_shape) == 1 and len(transition.shape) == 2
+    if not one_model or not isinstance(observed, Enumerable) or len(observed.batch_shape) != 1:
+        return None
+    if not observed.has_enumerate_support or tuple(observed.event_shape):
+        return None
+    support = observed.enumerate_support(expand=False)
+    log_emission = xp.permute_dims(observed.log_prob(support), (1, 0))
+    plain = xp.reshape(support, (-1,))
+    size = int(log_emission.shape[1])
+    rows = transition - logsumexp(transition, axis=1, keepdims=True)
+    initial = distribution.initial_logits - logsumexp(distribution.initial_logits, axis=0)
+    first = logsumexp(initial[:, None] + rows, axis=0)
+    values = None if bool(xp.all(plain == xp.arange(size))) else plain
+    return SequenceModel(
+        size, event_shape[0], log_initial=first, log_transition=rows, log_emission=log_emission,
+        values=values,
+    )  # fmt: skip
 
 
 def listed_support(distribution: Any) -> Array | None:

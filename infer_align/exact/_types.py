@@ -22,6 +22,13 @@ def number_of_types(letters: int, length: int) -> int:
     return math.comb(length + letters - 1, letters - 1)
 
 
+def log_factorials(n: int) -> np.ndarray:
+    """log 0!, ..., log n!; a running sum would lose digits."""
+    from scipy.special import gammaln
+
+    return gammaln(np.arange(n + 1) + 1.0)
+
+
 def compositions(length: int, letters: int) -> list[np.ndarray]:
     """Counts of each letter, one array a letter, over all types; the last letter's vary fastest.
 
@@ -70,7 +77,7 @@ class TypeTable:
         """Log-probability of every type in order, shape (T,)."""
         xp = namespace(log_p)
         length = int(sum(int(column[0]) for column in self.columns))
-        log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, length + 1)))])
+        log_factorial = log_factorials(length)
         if xp is array_api_compat.numpy:
             total = np.full(len(self.order), log_factorial[length])
             for column, log_letter in zip(self.columns, log_p, strict=True):

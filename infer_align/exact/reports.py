@@ -181,7 +181,8 @@ def declared(
     answer = solve(target, *contexts)
     report: dict[str, Any] = {
         "answer": {
-            "log_z": float(answer.log_z), "entropy": float(answer.entropy),
+            "log_z": float(answer.log_z),
+            "entropy": None if answer.entropy is None else float(answer.entropy),
             "expected_reward": scale * float(answer.expected_log_potential),
             "expected_log_potential": float(answer.expected_log_potential),
             "kl_to_prior": float(answer.kl_to_prior), "beta": float(scale),

@@ -12,16 +12,26 @@ either way.
 from infer_align.jax.diagnostics import assess
 from infer_align.jax.fit import FitState, Step, fit, policy_gradient
 from infer_align.jax.numpyro import ProgramPrior, target
-from infer_align.jax.policies import Tabular, TokenSequence, markov, memoryless, tabular
+from infer_align.jax.policies import (
+    HiddenMarkov,
+    Tabular,
+    TokenSequence,
+    hidden_markov,
+    markov,
+    memoryless,
+    tabular,
+)
 
 __all__ = [
     "FitState",
+    "HiddenMarkov",
     "ProgramPrior",
     "Step",
     "Tabular",
     "TokenSequence",
     "assess",
     "fit",
+    "hidden_markov",
     "markov",
     "memoryless",
     "policy_gradient",

@@ -20,9 +20,18 @@ import numpyro.distributions as dist
 from jaxtyping import Float
 from numpyro.distributions import constraints
 
+from infer_align._numerics import logsumexp
 from infer_align.exact import SequenceModel, Space
 
-__all__ = ["Tabular", "TokenSequence", "markov", "memoryless", "tabular"]
+__all__ = [
+    "HiddenMarkov",
+    "Tabular",
+    "TokenSequence",
+    "hidden_markov",
+    "markov",
+    "memoryless",
+    "tabular",
+]
 
 
 def tabular(
@@ -147,6 +156,46 @@ def markov(
             f"a Markov policy has parameters 'initial' and 'transition', got {sorted(params)}"
         )
     return TokenSequence(params["initial"], params["transition"], length, eos, pad)
+
+
+def hidden_markov(params: Mapping[str, Any], *, length: int) -> dist.Distribution:
+    """Hidden Markov model of tokens, its hidden states summed out.
+
+    Parameters
+    ----------
+    params : mapping
+        ``initial``, shape (*contexts, H), logits of the first hidden state; ``transition``, shape
+        (*contexts, H, H), whose row h has the logits of the state after h; and ``emission``, shape
+        (*contexts, H, V), whose row h has the logits of the token in state h.
+    length : int
+        Number of tokens, T.
+
+    Returns
+    -------
+    Distribution
+        Over sequences of shape (T,).
+
+    Raises
+    ------
+    ValueError
+        For other keys, or shapes that do not fit.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from infer_align.jax import hidden_markov
+    >>> p = {"initial": [1.0, 0.0], "transition": [[0.5, 0.5], [0.5, 0.5]],
+    ...      "emission": [[1.0, 0.0], [0.0, 1.0]]}
+    >>> policy = hidden_markov({k: jnp.log(jnp.array(v) + 1e-12) for k, v in p.items()}, length=2)
+    >>> [round(float(p), 6) for p in jnp.exp(policy.log_prob(jnp.array([[0, 0], [1, 0]])))]
+    [0.5, 0.0]
+    """
+    if set(params) != {"initial", "transition", "emission"}:
+        raise ValueError(
+            "a hidden Markov policy has parameters 'initial', 'transition' and 'emission', got "
+            f"{sorted(params)}"
+        )
+    return HiddenMarkov(params["initial"], params["transition"], params["emission"], length)
 
 
 class Tabular(dist.Distribution):
@@ -319,10 +368,7 @@ class TokenSequence(dist.Distribution):
         """Logits of the next token, shape (*token.shape, V)."""
         if self.transition is None:
             return self.initial
-        table = jnp.expand_dims(
-            self.transition, tuple(range(token.ndim + 2 - self.transition.ndim))
-        )
-        return jnp.take_along_axis(table, token[..., None, None], axis=-2)[..., 0, :]
+        return _row(self.transition, token)
 
     def _log_prob_per_token(self, tokens: jax.Array) -> jax.Array:
         log_initial = jax.nn.log_softmax(self.initial)
@@ -333,6 +379,127 @@ class TokenSequence(dist.Distribution):
         pairs = jnp.reshape(jax.nn.log_softmax(self.transition), (*self.batch_shape, size * size))
         later = _look_up(pairs, tokens[..., :-1] * size + tokens[..., 1:])
         return jnp.concatenate([first, later], axis=-1)
+
+
+class HiddenMarkov(dist.Distribution):
+    """Sequences of tokens emitted by hidden states; see `hidden_markov`.
+
+    Parameters
+    ----------
+    initial : array, shape (*contexts, H)
+        Logits of the first hidden state.
+    transition : array, shape (*contexts, H, H)
+        Row h has the logits of the state after h.
+    emission : array, shape (*contexts, H, V)
+        Row h has the logits of the token in state h.
+    length : int
+        Number of tokens.
+    """
+
+    pytree_data_fields = ("initial", "transition", "emission")
+    pytree_aux_fields = ("length",)
+    has_enumerate_support = True
+
+    def __init__(
+        self,
+        initial: Any,
+        transition: Any,
+        emission: Any,
+        length: int,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        shape = tuple(jnp.shape(initial))
+        states = shape[-1] if shape else 0
+        fits = states and tuple(transition.shape) == (*shape, states)
+        if not fits or tuple(emission.shape[:-1]) != shape:
+            raise ValueError(
+                f"initial logits of shape {shape} with transition {tuple(transition.shape)} and "
+                f"emission {tuple(emission.shape)}; needed are (*contexts, H), (*contexts, H, H) "
+                "and (*contexts, H, V)"
+            )
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        self.initial, self.transition, self.emission = initial, transition, emission
+        self.length = length
+        super().__init__(shape[:-1], (length,), validate_args=validate_args)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens, V."""
+        return self.emission.shape[-1]
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Token ids."""
+        return constraints.independent(constraints.integer_interval(0, self.vocabulary_size - 1), 1)
+
+    def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+        """Sequences of shape (*sample_shape, *contexts, T)."""
+        shape = tuple(sample_shape) + self.batch_shape
+        first_key, path_key, token_key = jax.random.split(key, 3)
+        first = jax.random.categorical(first_key, self.initial, shape=shape)
+
+        def step(state: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            state = jax.random.categorical(key, _row(self.transition, state), shape=shape)
+            return state, state
+
+        _, later = jax.lax.scan(step, first, jax.random.split(path_key, self.length - 1))
+        states = jnp.moveaxis(jnp.concatenate([first[None], later]), 0, -1)
+        emission = jnp.expand_dims(self.emission, -3)  # the same at every position
+        return jax.random.categorical(token_key, _row(emission, states))
+
+    def log_prob(self, value: Any) -> jax.Array:
+        """Normalised log-probability by the forward recursion, (*sample_shape, *contexts)."""
+        value = jnp.asarray(value)
+        if value.shape[-1:] != (self.length,):
+            raise ValueError(
+                f"sequences have shape {tuple(value.shape)}; the last axis must be the length, "
+                f"{self.length}"
+            )
+        leading = jnp.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        value = jnp.broadcast_to(value, (*leading, self.length))
+        known = jnp.all((value >= 0) & (value < self.vocabulary_size), axis=-1)
+        tokens = jnp.moveaxis(jnp.where(known[..., None], value, 0), -1, 0)
+        log_emission = jax.nn.log_softmax(self.emission)
+        log_transition = jax.nn.log_softmax(self.transition)
+
+        def emitted(token: jax.Array) -> jax.Array:
+            table = jnp.broadcast_to(log_emission, (*leading, *log_emission.shape[-2:]))
+            return jnp.take_along_axis(table, token[..., None, None], axis=-1)[..., 0]
+
+        def step(forward: jax.Array, token: jax.Array) -> tuple[jax.Array, None]:
+            # Where a hidden state is impossible, JAX's own logsumexp has a NaN gradient.
+            moved = logsumexp(forward[..., :, None] + log_transition, axis=-2)
+            return moved + emitted(token), None
+
+        start = jax.nn.log_softmax(self.initial) + emitted(tokens[0])
+        last, _ = jax.lax.scan(step, start, tokens[1:])
+        return jnp.where(known, logsumexp(last, axis=-1), -jnp.inf)
+
+    def sequence_model(self) -> SequenceModel:
+        """Its sequences and their factors, for exact solutions; of a single context."""
+        log_initial, log_transition, log_emission = (
+            jax.nn.log_softmax(x) for x in (self.initial, self.transition, self.emission)
+        )
+        return SequenceModel(
+            self.vocabulary_size,
+            self.length,
+            log_initial=log_initial,
+            log_transition=log_transition,
+            log_emission=log_emission,
+        )
+
+    def enumerate_support(self, expand: bool = True) -> jax.Array:  # noqa: FBT001, FBT002
+        """All sequences, shape (N, *contexts, T) (contexts of size 1 unless expanded)."""
+        space = Space.sequences(self.vocabulary_size, self.length)
+        return _enumerated(self, jnp.asarray(space.outcomes), expand=expand)
+
+
+def _row(table: jax.Array, index: jax.Array) -> jax.Array:
+    """Rows of table (*contexts, H, K) at index (*samples, *contexts), shape (*index.shape, K)."""
+    table = jnp.expand_dims(table, tuple(range(index.ndim + 2 - table.ndim)))
+    return jnp.take_along_axis(table, index[..., None, None], axis=-2)[..., 0, :]
 
 
 def _look_up(table: jax.Array, index: jax.Array) -> jax.Array:

@@ -136,7 +136,7 @@ class ProgramPrior:
     @property
     def batch_shape(self) -> torch.Size:
         """Shape of the contexts: the batch shape of the first latent site. Draws nothing."""
-        return self.site().batch_shape
+        return torch.Size(self.site().batch_shape)
 
     def site(self) -> Any:
         """The distribution of the first latent site, given the contexts. Draws nothing."""

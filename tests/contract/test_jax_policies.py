@@ -10,13 +10,22 @@ import pytest
 from scipy import stats
 
 from infer_align import Space
-from infer_align.jax import markov, memoryless, tabular
+from infer_align.jax import hidden_markov, markov, memoryless, tabular
 
 SPACE = Space.sequences(3, 2, eos=2, xp=jnp)  # 7 outcomes
 
 
 def logits(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
+
+
+def hidden(seed, states, size, contexts=()):
+    shapes = {
+        "initial": (*contexts, states),
+        "transition": (*contexts, states, states),
+        "emission": (*contexts, states, size),
+    }
+    return {name: logits(seed + i, *s) for i, (name, s) in enumerate(shapes.items())}
 
 
 def chain(seed, size, contexts=()):
@@ -42,6 +51,11 @@ ALL = {
         partial(markov, length=4, eos=0),
         lambda c: chain(6, 3, c),
         Space.sequences(3, 4, eos=0, xp=jnp),
+    ),
+    "hidden markov": (
+        partial(hidden_markov, length=3),
+        lambda c: hidden(10, 2, 3, c),
+        Space.sequences(3, 3, xp=jnp),
     ),
     "markov with two EOS": (
         partial(markov, length=3, eos=(0, 3), pad=3),
