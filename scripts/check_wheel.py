@@ -1,7 +1,7 @@
 """Build the wheel and use it as a stranger would: without extras, then with [torch].
 
-Without extras, `infer-align models` lists the catalogue and torch is not installed. With
-`[torch]`, `infer-align demo --model tiny_gpt2` passes in under a minute, and the real demo
+Without extras, `infer-align models` lists the catalogue, `infer-align exact --memoryless` prints
+and draws, and torch is not installed. With `[torch]`, `infer-align demo --model tiny_gpt2` passes in under a minute, and the real demo
 without the SmolLM2 package prints how to install it and exits 2.
 """
 
@@ -62,6 +62,8 @@ def main() -> None:
         listing = call(binaries / "infer-align", "models", cwd=folder)
         if "tiny_gpt2" not in listing:
             raise SystemExit("`infer-align models` does not list tiny_gpt2")
+        letters = ("--p", "0.5,0.3,0.2", "--r=0,1,2", "--m", "10", "--delta", "0.2")
+        call(binaries / "infer-align", "exact", "--memoryless", *letters, cwd=folder)
 
         call(*install, *constraints, f"{wheel}[torch]", cwd=folder)
         start = time.monotonic()
