@@ -1,8 +1,9 @@
 """Build the wheel and use it as a stranger would: without extras, then with [torch].
 
 Without extras, `infer-align models` lists the catalogue, `infer-align exact --memoryless` prints
-and draws, and torch is not installed. With `[torch]`, `infer-align demo --model tiny_gpt2` passes in under a minute, and the real demo
-without the SmolLM2 package prints how to install it and exits 2.
+and draws, and torch is not installed. With `[torch]`, `infer-align demo --model tiny_gpt2` passes
+in under a minute, and the real demo without the SmolLM2 package prints how to install it and
+exits 2.
 """
 
 import os

@@ -181,6 +181,8 @@ class Autoregressive:
         """
         if len(tokens) != self.edges.length:
             raise ValueError(f"a sequence has {self.edges.length} tokens, got {len(tokens)}")
+        if outside := [token for token in tokens if not 0 <= token < self.edges.tokens]:
+            raise ValueError(f"tokens are 0..{self.edges.tokens - 1}, got {outside[0]}")
         total = 0.0
         for t, token in enumerate(tokens):
             log_joint = self._log_joint(tokens[:t])

@@ -70,18 +70,17 @@ def pair_terms(problem: Problem) -> Terms:
     for t in range(m):
         alone[t, :, t] = np.arange(k)
     here = xp.reshape(_values(problem, _ended(problem, alone.reshape(-1, m))), (m, k))
-    if m == 1:
-        return Terms(here[0], here[:0, :, None] + here[:0, None, :], k)
-    pairs = np.full((m - 1, k, k, m), reference)
-    for t in range(1, m):
-        pairs[t - 1, :, :, t - 1] = np.arange(k)[:, None]
-        pairs[t - 1, :, :, t] = np.arange(k)[None, :]
-    after = _values(problem, _ended(problem, pairs.reshape(-1, m)))
-    after = xp.reshape(after, (m - 1, k, k))
-    before = here[:-1, :, None]
-    possible = before > -math.inf
-    edges = xp.where(possible, after - xp.where(possible, before, 0.0), -math.inf)
-    first = here[0]
+    first, edges = here[0], here[1:, :, None] + here[1:, None, :]  # none, if m is 1
+    if m > 1:
+        pairs = np.full((m - 1, k, k, m), reference)
+        for t in range(1, m):
+            pairs[t - 1, :, :, t - 1] = np.arange(k)[:, None]
+            pairs[t - 1, :, :, t] = np.arange(k)[None, :]
+        after = _values(problem, _ended(problem, pairs.reshape(-1, m)))
+        after = xp.reshape(after, (m - 1, k, k))
+        before = here[:-1, :, None]
+        possible = before > -math.inf
+        edges = xp.where(possible, after - xp.where(possible, before, 0.0), -math.inf)
     if len(ends):
         first, edges = _with_end(first, edges, ends)
     check = check_sequences(problem)
