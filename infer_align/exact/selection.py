@@ -119,7 +119,6 @@ def _exponents(law: RewardLaw, log_n: Any) -> tuple[Array, Array]:
         tail = log_neg_log1mexp(xp.where(high, above, -1.0))
         log_x = xp.where(high, tail, xp.log(-xp.where(high, -1.0, cdf)))
     # F_{ℓ−1}/F_ℓ = 1 − P/F; where that is small, the difference of the logarithms has the digits.
-    # F_{ℓ−1}/F_ℓ = 1 − P/F; where that is small, the difference of the logarithms has the digits.
     below = xp.concat([xp.full_like(cdf[:1], -math.inf), cdf[:-1]])
     share = law.log_prob - cdf
     few = share > -math.log(2)
