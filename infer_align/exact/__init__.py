@@ -1,6 +1,6 @@
 r"""Exact answers: the oracle of every test, and reward/KL trade-offs without sampling error.
 
-A :class:`Space` lists all N outcomes on axis 0. Every other quantity is a vector over that
+A `Space` lists all N outcomes on axis 0. Every other quantity is a vector over that
 axis, with contexts on the trailing axes, ``(N, *contexts)``, so that
 
 .. math:: Z = \sum_y P(y), \qquad p = P / Z, \qquad E_p[h] = \sum_y p(y) h(y)
@@ -9,18 +9,18 @@ are sums over axis 0. The arrays may come from NumPy, JAX or torch; what goes in
 Outcomes that a hard constraint rejects have log density −inf and probability 0, and never
 turn a sum into NaN.
 
-Larger outcome sets are solved through what they are made of. :func:`solve` reads it off a declared
-target. A :class:`RewardLaw` (from :func:`reward_law` for independent letters, or a :class:`Chain`)
+Larger outcome sets are solved through what they are made of. `solve` reads it off a declared
+target. A `RewardLaw` (from `reward_law` for independent letters, or a `Chain`)
 lists the levels of a reward; policies that reweight the prior by the reward are vectors over them:
 
-- :mod:`infer_align.exact.tilts`: tilts by temperature, KL budget or reward; the frontier
-- :mod:`infer_align.exact.selection`: best-of-n and its relatives
-- :mod:`infer_align.exact.regularized`: optima under any f-divergence
-- :mod:`infer_align.exact.asymptotics`: rate functions, cumulants, Rényi cross entropies
-- :mod:`infer_align.exact.calibrated`: best-of-n and relatives where rewards never tie
-- :mod:`infer_align.exact.overoptimization`: gold rewards along policies that chase a proxy
-- :mod:`infer_align.exact.chains`: Markov models, hidden Markov models, automata
-- :mod:`infer_align.exact.reports`: everything about a memoryless model or a target, as plain data
+- `infer_align.exact.tilts`: tilts by temperature, KL budget or reward; the frontier
+- `infer_align.exact.selection`: best-of-n and its relatives
+- `infer_align.exact.regularized`: optima under any f-divergence
+- `infer_align.exact.asymptotics`: rate functions, cumulants, Rényi cross entropies
+- `infer_align.exact.calibrated`: best-of-n and relatives where rewards never tie
+- `infer_align.exact.overoptimization`: gold rewards along policies that chase a proxy
+- `infer_align.exact.chains`: Markov models, hidden Markov models, automata
+- `infer_align.exact.reports`: everything about a memoryless model or a target, as plain data
 
 Everything that is listed is exact but for rounding; a law that is not says so (``law.exact``), with
 a bound (``law.error``).

@@ -324,7 +324,7 @@ class RewardLaw:
         Parameters
         ----------
         divergence : FDivergence
-            From :mod:`infer_align.divergences`.
+            From `infer_align.divergences`.
         log_policy, log_target : array, shape (L,)
             Log-masses.
 

@@ -14,7 +14,7 @@ from infer_align.exact._outcomes import all_sequences, check_distinct, positions
 
 
 class Solution(NamedTuple):
-    """What there is to know about an enumerated target; see :meth:`Space.solve`.
+    """What there is to know about an enumerated target; see `Space.solve`.
 
     ``log_prob`` has shape ``(N, *contexts)``, all others ``(*contexts)``, in nats.
     """
@@ -212,7 +212,7 @@ class Space:
     def log_z(self, target: Any, *contexts: Any) -> Array:
         """Log normalising constant ``log Σ exp(log_density)``, shape ``(*contexts)``.
 
-        ``-inf`` where the target accepts no outcome. Parameters as in :meth:`log_density`.
+        ``-inf`` where the target accepts no outcome. Parameters as in `log_density`.
         """
         return logsumexp(self.log_density(target, *contexts), axis=0)
 
@@ -280,7 +280,7 @@ class Space:
         Parameters
         ----------
         divergence : FDivergence
-            From :mod:`infer_align.divergences`.
+            From `infer_align.divergences`.
         log_policy, log_target : array, shape (N, *contexts)
             Normalised log-probabilities in nats.
         tolerance : float

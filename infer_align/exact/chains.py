@@ -7,7 +7,7 @@ M_θ(i, j) = P_ij e^{θ g_ij} rules,
 .. math:: Λ(θ) = \log ρ(M_θ), \qquad φ(j|i) → \frac{M_θ(i,j)\, v_j}{ρ\, v_i}, \qquad
           \frac1m KL(φ‖P) → θΛ'(θ) - Λ(θ),
 
-and all of :mod:`infer_align.exact.tilts` and `asymptotics <infer_align.exact.asymptotics>` hold
+and all of `infer_align.exact.tilts` and `asymptotics <infer_align.exact.asymptotics>` hold
 with this Λ. Hidden Markov models are chains over (hidden state, token); an `Automaton` over tokens
 multiplies with a chain into one over (state, its own state), with what it rejects as −inf.
 """
@@ -248,7 +248,7 @@ class Chain:
         Returns
         -------
         PerronFamily
-            For :mod:`infer_align.exact.tilts` and :mod:`infer_align.exact.asymptotics`.
+            For `infer_align.exact.tilts` and `infer_align.exact.asymptotics`.
 
         Raises
         ------

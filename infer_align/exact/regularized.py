@@ -5,7 +5,7 @@ r"""Optima of f-divergence-regularised reward, on the levels of a `RewardLaw`.
 
 with ν the constant that normalises. Reverse KL gives the tilt, Pearson χ² water-filling (what is
 too low is cut off), ``mixed_chi2`` the Lambert form of χPO, total variation bang-bang: mass moves
-from the lowest levels to the highest. Any generator of :mod:`infer_align.divergences` will do: f′
+from the lowest levels to the highest. Any generator of `infer_align.divergences` will do: f′
 is inverted numerically. A dual bound comes with every optimum, and proves it.
 """
 
