@@ -3,7 +3,7 @@
 #
 # How much reward does a nat of KL buy? Is best-of-n as good as the optimum? What happens to the
 # reward that you really wanted? On small models these questions have exact answers, without a
-# sample: this tutorial computes them for sequences of up to a million tokens, and shows where
+# sample: this tutorial computes them for sequences of up to 100,000 tokens, and shows where
 # common beliefs hold, and where they stop.
 #
 # Throughout, the *tilt* prior·exp(reward/beta)/Z is the KL-regularised optimum at temperature beta.
