@@ -11,6 +11,8 @@ from infer_align.exact._lattice import lattice_law
 from infer_align.exact._law import RewardLaw
 from infer_align.exact._rewards import ExactRewards, combine
 
+MAX_BITS = 2e11
+"""Positions times edges times levels, in the sets of bits that tell which levels are attained."""
 MAX_PARTIAL = 20_000_000
 """Pairs of a state and a partial reward that are listed, over all positions."""
 
@@ -22,10 +24,12 @@ class Lattice(NamedTuple):
     """Positions of the first states' rewards above their least, shape (S,)."""
     edges: np.ndarray
     """Positions of the edges' rewards above their least, shape (S, S)."""
+    least: int
+    """Position of the least total that an accepted path has."""
     size: int
-    """One more than the greatest position of a total."""
+    """Number of positions from there to the greatest."""
     lowest: tuple[int, ...]
-    """Key of the total at position 0."""
+    """Key of the least total."""
     step: tuple[int, ...]
     """Key of the lattice's step."""
 
@@ -48,7 +52,7 @@ def chain_law(
         That the states emit.
     length : int
     """
-    lattice = _common_lattice(first, edges, exact, length)
+    lattice = _common_lattice(first, edges, last, exact, length)
     model = _as_edges(first, edges, last, exact, tokens, length)
     if lattice is not None and lattice.size <= MAX_LATTICE + 1:
         return _on_lattice(first, edges, last, lattice, exact, model)
@@ -112,7 +116,7 @@ def _as_edges(
 
 
 def _common_lattice(
-    first: np.ndarray, edges: np.ndarray, exact: ExactRewards, length: int
+    first: np.ndarray, edges: np.ndarray, last: np.ndarray, exact: ExactRewards, length: int
 ) -> Lattice | None:
     states = len(first)
     live = np.flatnonzero(edges.ravel() > -math.inf)
@@ -130,9 +134,33 @@ def _common_lattice(
         return None
     x, x0 = np.zeros(states**2, dtype=np.int64), np.zeros(states, dtype=np.int64)
     x[live], x0[begin] = found[0][: len(live)], found[0][len(live) :]
-    lowest = tuple(b + (length - 1) * a for a, b in zip(*least, strict=True))
-    size = int(x0.max()) + (length - 1) * int(x.max()) + 1
-    return Lattice(x0, x.reshape(states, states), size, lowest, found[1])
+    x = x.reshape(states, states)
+    low, high = (
+        side * _longest(
+            np.where(first > -math.inf, side * x0, -math.inf),
+            np.where(edges > -math.inf, side * x, -math.inf),
+            np.where(last > -math.inf, 0.0, -math.inf), length,
+        )
+        for side in (-1, 1)
+    )  # fmt: skip
+    if not math.isfinite(high):
+        _accepted(-math.inf)
+    lowest = tuple(
+        b + (length - 1) * a + int(low) * step for a, b, step in zip(*least, found[1], strict=True)
+    )
+    return Lattice(x0, x, int(low), int(high - low) + 1, lowest, found[1])
+
+
+def _longest(first: np.ndarray, edges: np.ndarray, last: np.ndarray, length: int) -> float:
+    """Greatest total of an accepted path, by powers in the (max, +) algebra."""
+    vector, n = first, length - 1
+    while n:
+        if n % 2:
+            vector = (vector[:, None] + edges).max(axis=0)
+        n //= 2
+        if n:
+            edges = (edges[:, :, None] + edges[None]).max(axis=1)
+    return float((vector + last).max())
 
 
 def _on_lattice(
@@ -141,7 +169,7 @@ def _on_lattice(
 ) -> RewardLaw:  # fmt: skip
     total = PathSum(first, edges, last, lattice, model.length)
     _accepted(total.log_accept)
-    unresolved, full = 0, np.zeros(1)
+    unresolved, full, reach = 0, np.zeros(1), None
     if lattice.size > 1:
         reach = _attainable(first, edges, last, lattice, model.length)
         full, unresolved = lattice_law(total, lattice.size, reach)
@@ -149,6 +177,8 @@ def _on_lattice(
     units = [unit.value() for unit in exact.units]
     step, base = float(combine(lattice.step, units)), float(combine(lattice.lowest, units))
     reason = f"rewards on a lattice of step {step:.6g}, {len(first)} states"
+    if lattice.size > 1 and reach is None:
+        reason += ", levels below 1e-13 of their neighbours left out"
     if unresolved:
         reason += f", {unresolved:,} levels known to 1e-16 of their neighbours'"
 
@@ -185,7 +215,7 @@ class PathSum:
     ):
         self.first, self.edges, self.last = first, edges, np.exp(last)
         self.x0, self.x = lattice.first.astype(float), lattice.edges.astype(float)
-        self.steps = length - 1
+        self.steps, self.least = length - 1, lattice.least
         self.log_accept = self._jet(0.0)[0]
 
     def _weights(self, theta: float) -> tuple[np.ndarray, np.ndarray, float]:
@@ -221,9 +251,10 @@ class PathSum:
         return log_scale + log_power + math.log(value), mean, bend / value - mean**2
 
     def tilt(self, theta: float) -> tuple[float, float, float]:
-        """Of the sum, given that it is accepted, as in `Sum`."""
+        """Of the sum above its least value, given that it is accepted, as in `Sum`."""
         log_mgf, mean, variance = self._jet(theta)
-        return theta * mean - (log_mgf - self.log_accept), mean, max(variance, 0.0)
+        kl = theta * mean - (log_mgf - self.log_accept)
+        return kl, mean - self.least, max(variance, 0.0)
 
     def characteristic(self, theta: float, omega: np.ndarray, centre: int) -> np.ndarray:
         """Of the sum, as in `Sum`; loses about length·1e-16."""
@@ -247,7 +278,7 @@ class PathSum:
                     size = np.abs(base).max()
                     base, log_base = base / size, 2 * log_base + math.log(size)
             value = (vector @ self.last)[:, 0]
-            phase = np.exp(-1j * part * centre)
+            phase = np.exp(-1j * part * (centre + self.least))
             out[i : i + chunk] = value * phase * math.exp(log_scale + log_vector - log_mgf)
         return out
 
@@ -270,7 +301,7 @@ def _attainable(
 ) -> np.ndarray | None:
     """Which totals some accepted path has, by sets of bits; None where that would take too long."""
     source, target = np.nonzero(edges > -math.inf)
-    if length * len(source) * lattice.size > 2e10:
+    if length * len(source) * lattice.size > MAX_BITS:
         return None
     moves = [
         (int(i), int(j), int(lattice.edges[i, j])) for i, j in zip(source, target, strict=True)
@@ -284,5 +315,6 @@ def _attainable(
     total = 0
     for reached, weight in zip(bits, last, strict=True):
         total |= reached if weight > -math.inf else 0
+    total >>= lattice.least
     packed = np.frombuffer(total.to_bytes(lattice.size // 8 + 1, "little"), dtype=np.uint8)
     return np.unpackbits(packed, bitorder="little")[: lattice.size].astype(bool)

@@ -86,7 +86,8 @@ class Edges:
             moved = mean[source] + values[token][:, None]
             mean = _spread(log_prob, rows, column, before[source] + log_p[:, None], moved)
         log_end = laws[-1][1] + self.log_final[:, None]
-        weights = np.exp(log_end - np.logaddexp.reduce(log_end, axis=0))
+        log_total = np.logaddexp.reduce(log_end, axis=0)
+        weights = np.exp(log_end - np.where(log_total > -math.inf, log_total, 0.0))
         return (weights * mean).sum(axis=0)
 
 

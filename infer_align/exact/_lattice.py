@@ -26,6 +26,8 @@ LEAK = 45.0
 """A window's period leaves out less than exp(−LEAK) of the tilted law (Chernoff's bound)."""
 NOISE = 1e-7
 """Probabilities below this share of the largest of their window are not resolved to 1e-9."""
+IMPOSSIBLE = 1e-13
+"""What is below this share counts as impossible, where attainable values are not known."""
 FLOOR = 1e-17
 """No attainable probability is put below this share of the largest of its window."""
 
@@ -134,8 +136,7 @@ def lattice_law(total: Sum, size: int, attainable: np.ndarray | None) -> tuple[n
     size : int
         One more than the largest value of the sum.
     attainable : array of bool, shape (size,), or None
-        Which values the sum can take; None where that is not known, and what is below the noise of
-        its window counts as impossible.
+        Which values the sum can take. None: what is below 1e-13 of its neighbours is impossible.
 
     Returns
     -------
@@ -153,14 +154,10 @@ def lattice_law(total: Sum, size: int, attainable: np.ndarray | None) -> tuple[n
         _, mean, variance = tilt(theta)
         reach = math.ceil(mean + REACH * math.sqrt(variance)) + 1
         stop = min(size, max(start + 1, reach))
-        log_prob, resolved = _window(total, tilt, theta, start, stop, size)
-        if attainable is None:
-            log_prob = np.where(resolved, log_prob, -math.inf)
-        else:
-            here = attainable[start:stop]
-            log_prob = np.where(here, log_prob, -math.inf)
-            unresolved += int(np.count_nonzero(here & ~resolved))
-        out[start:stop] = log_prob
+        log_prob, share = _window(total, tilt, theta, start, stop, size)
+        here = share > IMPOSSIBLE if attainable is None else attainable[start:stop]
+        unresolved += int(np.count_nonzero(here & (share < NOISE)))
+        out[start:stop] = np.where(here, log_prob, -math.inf)
         start = stop
     return out, unresolved
 
@@ -194,7 +191,7 @@ def _tilt_from(tilt: Tilt, start: int, theta: float) -> float:
 def _window(
     total: Sum, tilt: Tilt, theta: float, start: int, stop: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities of start, ..., stop − 1 by one tilt, and which are above its noise."""
+    """Log-probabilities of start, ..., stop − 1 by one tilt, and shares of its largest."""
     kl, mean, _ = tilt(theta)
     low = max(0, math.floor(mean - _beyond(tilt, theta, -1)))
     high = min(size - 1, math.ceil(mean + _beyond(tilt, theta, 1)))
@@ -207,7 +204,7 @@ def _window(
     s = np.arange(start, stop)
     values = pmf[(s - centre) % period]
     top = pmf.max()
-    return np.log(np.maximum(values, FLOOR * top)) - kl - theta * (s - mean), values > NOISE * top
+    return np.log(np.maximum(values, FLOOR * top)) - kl - theta * (s - mean), values / top
 
 
 def _beyond(tilt: Tilt, theta: float, side: int) -> float:
@@ -244,7 +241,7 @@ def attainable_sums(x: np.ndarray, m: int) -> np.ndarray:
     """Which of 0, ..., m·max(x) are sums of m entries of x (integers, least 0, gcd 1).
 
     Up to 2·max(x) summands are tried. The pattern of holes at both ends then no longer changes
-    (Granville and Shakan 2020: it is settled from max(x) − len(x) + 2 on), and there are no others.
+    (Granville and Shakan 2020, on sumsets), and there are no others.
     """
     top = int(x.max())
     full = m * top + 1

@@ -233,9 +233,14 @@ class RewardLaw:
         return float(self.rewards[0]), float(self.rewards[-1])
 
     @property
+    def kl_limits(self) -> tuple[float, float]:
+        """−log P of the lowest and of the highest level."""
+        return -float(self.log_prob[0]), -float(self.log_prob[-1])
+
+    @property
     def kl_max(self) -> float:
         """−log P(highest level): a larger KL buys no reward."""
-        return -float(self.log_prob[-1])
+        return self.kl_limits[1]
 
     def known(self) -> "RewardLaw":
         """The same law in NumPy, without gradients.
@@ -397,7 +402,7 @@ class RewardLaw:
         xp = namespace(log_policy)
         units = np.eye(letters)
         shares = [self.expectation(self.level_mean(unit), log_policy) for unit in units]
-        return xp.stack([xp.asarray(share) for share in shares]) / self.length
+        return xp.stack(shares) / self.length
 
 
 def check_beta(beta: Any) -> Any:

@@ -34,14 +34,13 @@ class Messages(NamedTuple):
 
     def expectation(self, first: Array, edges: Array) -> Array:
         """E[first(y_1) + Σ_t edges_t(y_t, y_{t+1})]; edges of shape (S, S) or (m − 1, S, S)."""
-        xp = namespace(self.log_initial)
         log_here = self.log_initial
         total = _mean(log_here, first)
         for t in range(self.log_kernels.shape[0]):
             log_pair = log_here[:, None] + self.log_kernels[t]
             total = total + _mean(log_pair, edges if len(edges.shape) == 2 else edges[t])
             log_here = logsumexp(log_pair, axis=0)
-        return xp.asarray(total)
+        return total
 
 
 def _mean(log_p: Array, values: Array) -> Array:
@@ -70,19 +69,20 @@ def solve_chain(first: Array, edges: Array, last: Array, length: int) -> Message
         backward.append(logsumexp(here + backward[-1][None, :], axis=1))
     backward.reverse()
     log_z = logsumexp(first + backward[0], axis=0)
+    norm = xp.where(log_z > -math.inf, log_z, 0.0)
     kernels = []
     for t in range(length - 1):
         here = edges if len(edges.shape) == 2 else edges[t]
         possible = backward[t] > -math.inf
-        norm = xp.where(possible, backward[t], 0.0)
-        kernel = here + backward[t + 1][None, :] - norm[:, None]
+        own = xp.where(possible, backward[t], 0.0)
+        kernel = here + backward[t + 1][None, :] - own[:, None]
         kernels.append(xp.where(possible[:, None], kernel, -math.inf))
     states = first.shape[0]
     shape = (0, states, states)
     stacked = xp.stack(kernels) if kernels else xp.reshape(edges[..., :0], (-1,))[:0]
     return Messages(
         log_z,
-        first + backward[0] - log_z,
+        first + backward[0] - norm,
         stacked if kernels else xp.reshape(stacked, shape),
         xp.stack(backward),
     )

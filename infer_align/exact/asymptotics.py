@@ -66,23 +66,18 @@ def rate(family: Family, reward: float | int, *, beta: float | int = math.inf) -
     low, high = family.reward_range
     if not low <= reward <= high:
         return math.inf
-    if isinstance(family, RewardLaw):
-        if reward in (low, high):
-            log_mass = family.tilt(beta)[0 if reward == low else -1]
-            return float(-log_mass)
-        temperature = beta_for_reward(family, reward)
-        return float(reverse_kl(family.tilt(temperature), family.tilt(beta)))
-    return _rate_by_legendre(family, reward, beta)
-
-
-def _rate_by_legendre(family: Family, reward: float, beta: float) -> float:
-    inverse = beta_for_reward(family, reward)
-    if inverse == 0:
-        theta = 700.0 / max(abs(x) for x in family.reward_range)
-        theta = theta if reward == family.reward_range[1] else -theta
+    inside = low < reward < high
+    if isinstance(family, RewardLaw) and inside:
+        # As a divergence, which keeps the digits where the two laws are near.
+        own = beta_for_reward(family, reward)
+        return float(reverse_kl(family.tilt(own), family.tilt(beta)))
+    if inside:
+        theta = 1 / beta_for_reward(family, reward)
+        at_prior = float(family.kl_of_tilt(theta))
     else:
-        theta = 1 / inverse
-    at_prior = float(family.kl_of_tilt(theta))
+        at_prior = family.kl_limits[0 if reward == low else 1]
+    if beta == 0:
+        return 0.0 if reward == high else math.inf
     if math.isinf(beta):
         return at_prior
     return max(at_prior - reward / beta + float(family.cumulants(1 / beta)[0]), 0.0)

@@ -14,6 +14,7 @@ multiplies with a chain into one over (state, its own state), with what it rejec
 
 import math
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -381,16 +382,30 @@ def renyi_cross_entropy_rate(log_p: Any, log_q: Any, order: float | int) -> floa
     >>> [round(renyi_cross_entropy_rate(p, q, a), 6) for a in (0, 1, 2)]
     [0.740491, 0.71005, 0.634878]
     """
+    from scipy.sparse.csgraph import connected_components
+
     log_p, log_q = np.asarray(log_p, dtype=float), np.asarray(log_q, dtype=float)
     missed = (log_p > -math.inf) & (log_q == -math.inf)
     if missed.any() and order <= 1:
         return math.inf
-    cost = np.where(log_q > -math.inf, log_q, 0.0)
     kept = np.where(missed, -math.inf, log_p)
-    family = PerronFamily(kept, cost, np.array([]))
+    cost = np.where(kept > -math.inf, log_q, 0.0)
     if order == 1:
-        return -float(family.cumulants(0.0)[1])
-    return float(family.cumulants(order - 1)[0]) / (1 - order)
+        return -_perron(kept, cost).cumulants(0)[1]
+    # Without the edges that q misses, the fastest of the classes that are left decides.
+    _, labels = connected_components(kept > -math.inf, connection="strong")
+    classes = [np.flatnonzero(labels == c) for c in range(labels.max() + 1)]
+    roots = [
+        _perron(kept[np.ix_(c, c)], cost[np.ix_(c, c)]).cumulants(order - 1)[0]
+        for c in classes
+        if len(c) > 1 or kept[c[0], c[0]] > -math.inf
+    ]
+    return max(roots, default=-math.inf) / (1 - order)
+
+
+def _perron(log_transition: np.ndarray, rewards: np.ndarray) -> PerronFamily:
+    exact = np.array([Decimal(x) for x in rewards.ravel().tolist()], dtype=object)
+    return PerronFamily(log_transition, rewards, exact.reshape(rewards.shape))
 
 
 def _as_array(x: Any) -> Array:

@@ -51,8 +51,13 @@ class Family(Protocol):
         ...
 
     @property
+    def kl_limits(self) -> tuple[float, float]:
+        """What the KL tends to as θ → −∞ and ∞."""
+        ...
+
+    @property
     def kl_max(self) -> float:
-        """What the KL tends to as θ → ∞."""
+        """The second of them."""
         ...
 
     def known(self) -> "Family":
