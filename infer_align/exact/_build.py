@@ -150,9 +150,12 @@ def reward_law_of_counts(
     counts = np.zeros((len(columns[0]), len(probs)), dtype=np.int64)
     counts[:, letters] = np.stack(columns, axis=1)
     values = np.asarray(reward(counts), dtype=float)
-    if values.shape != (len(counts),) or not np.isfinite(values).all():
+    if values.shape == (len(counts),) and not np.isfinite(values).all():
+        i = int(np.argmin(np.isfinite(values)))
+        raise ValueError(f"the reward of counts {counts[i].tolist()} is {values[i]}, not finite")
+    if values.shape != (len(counts),):
         raise ValueError(
-            f"the reward of counts of shape {counts.shape} must be {len(counts)} finite numbers, "
+            f"the reward of counts of shape {counts.shape} must be {len(counts)} numbers, "
             f"got shape {values.shape}"
         )
     scale = float(np.abs(values).max()) or 1.0

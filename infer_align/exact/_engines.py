@@ -24,8 +24,9 @@ COARSEST_GRID = 16
 
 
 def on_lattice(
-    letters: Letters, m: int, x: np.ndarray, step: float, *, differentiable: bool = False
-) -> tuple[RewardLaw, int]:
+    letters: Letters, m: int, x: np.ndarray, step: float, *, differentiable: bool = False,
+    exact: bool = True,
+) -> tuple[RewardLaw, int]:  # fmt: skip
     """By tilted FFT or log-space convolution; beside the law, how many levels are not resolved.
 
     Parameters
@@ -39,6 +40,8 @@ def on_lattice(
         Of the lattice.
     differentiable : bool
         Whether to stay in the library of the arrays.
+    exact : bool
+        Whether the positions are the rewards, not rounded ones.
     """
     xp = namespace(letters.log_p)
     size = m * int(x.max()) + 1
@@ -46,11 +49,11 @@ def on_lattice(
     unresolved = 0
     if differentiable:
         engine = "log-space convolution"
-        power = lambda n: _logspace.log_power(letters.log_p, x, n)
-        full = power(m)
+        power = lambda n: (_logspace.log_power(letters.log_p, x, n), 0)
+        full = power(m)[0]
     else:
         engine = "tilted FFT"
-        power = lambda n: _lattice.memoryless_law(letters.log_p, x, n)[0]
+        power = lambda n: _lattice.memoryless_law(letters.log_p, x, n)
         full, unresolved = _lattice.memoryless_law(letters.log_p, x, m, attainable)
     levels = np.flatnonzero(attainable)
     log_prob = xp.take(full, xp.asarray(levels), axis=0)
@@ -58,9 +61,12 @@ def on_lattice(
 
     def level_mean(values: Any) -> Array:
         """m Σ_j v_j p_j P_{m−1}(s − x_j) / P_m(s)."""
+        fewer, unclear = shorter(m - 1)
+        if unclear and exact and _types.number_of_types(len(x), m) <= MAX_TYPES:
+            return by_types(letters, m).level_mean(values)
         total = xp.zeros_like(log_prob)
         for j, value in enumerate(letters.merged(values)):
-            before = _lattice.shifted(shorter(m - 1), int(x[j]), size)
+            before = _lattice.shifted(fewer, int(x[j]), size)
             log_share = xp.take(before, xp.asarray(levels), axis=0) + letters.log_p[j] - log_prob
             total = total + value * m * xp.exp(log_share)
         return total
@@ -117,7 +123,7 @@ def by_grid(letters: Letters, m: int, why: str) -> RewardLaw | None:
             best, rounding = int(steps[np.argmin(worst)]), float(worst.min())
     x = np.round(gaps / gaps[-1] * best).astype(np.int64)
     common = int(np.gcd.reduce(x))
-    law, _ = on_lattice(letters, m, x // common, common * float(gaps[-1]) / best)
+    law, _ = on_lattice(letters, m, x // common, common * float(gaps[-1]) / best, exact=False)
     error = m * rounding * float(gaps[-1])
     return RewardLaw(
         law.rewards, law.log_prob, m, "reward grid",

@@ -22,10 +22,12 @@ from infer_align._numerics import Array, namespace
 
 REACH = 3.5
 """Half-width of a window, in standard deviations of its tilt."""
+OVERLAP = 1.5
+"""What it sees beyond, on either side."""
 LEAK = 45.0
 """A window's period leaves out less than exp(−LEAK) of the tilted law (Chernoff's bound)."""
 NOISE = 1e-7
-"""Probabilities below this share of the largest of their window are not resolved to 1e-9."""
+"""A probability below this share of the largest of its window is known to about 1e-8 at best."""
 IMPOSSIBLE = 1e-13
 """What is below this share counts as impossible, where attainable values are not known."""
 FLOOR = 1e-17
@@ -113,7 +115,7 @@ class Memoryless:
         neighbours on the lattice.
         """
         gain = 4 * self.m * float((q[self.next_to[0]] * q[self.next_to[1]]).max(initial=0.0))
-        return 2 * math.asin(math.sqrt(2 * LEAK / gain)) if gain > 2 * LEAK else math.pi
+        return 2 * math.asin(math.sqrt(2 * LEAK / gain)) if gain > 2 * LEAK else math.inf
 
     def _by_fft(self, q: np.ndarray, mean: float, omega: np.ndarray, centre: int) -> np.ndarray:
         """The same for many letters, from one FFT of the letter; loses m·1e-16."""
@@ -146,20 +148,24 @@ def lattice_law(total: Sum, size: int, attainable: np.ndarray | None) -> tuple[n
         How many attainable values are so improbable beside their neighbours that they are known
         only to 1e-16 of those.
     """
-    out = np.full(size, -math.inf)
-    start, unresolved, theta = 0, 0, 0.0
+    out, best = np.full(size, -math.inf), np.zeros(size)
+    start, theta = 0, 0.0
     tilt = functools.cache(total.tilt)
     while start < size:
         theta = _tilt_from(tilt, start, theta)
         _, mean, variance = tilt(theta)
         reach = math.ceil(mean + REACH * math.sqrt(variance)) + 1
         stop = min(size, max(start + 1, reach))
-        log_prob, share = _window(total, tilt, theta, start, stop, size)
-        here = share > IMPOSSIBLE if attainable is None else attainable[start:stop]
-        unresolved += int(np.count_nonzero(here & (share < NOISE)))
-        out[start:stop] = np.where(here, log_prob, -math.inf)
+        # Neighbours overlap, and a level is taken from the tilt that gives it the larger share.
+        overlap = math.ceil(OVERLAP * math.sqrt(variance))
+        low, high = max(0, start - overlap), min(size, stop + overlap)
+        log_prob, share = _window(total, tilt, theta, low, high, size)
+        better = share > best[low:high]
+        out[low:high] = np.where(better, log_prob, out[low:high])
+        best[low:high] = np.where(better, share, best[low:high])
         start = stop
-    return out, unresolved
+    here = best > IMPOSSIBLE if attainable is None else attainable
+    return np.where(here, out, -math.inf), int(np.count_nonzero(here & (best < NOISE)))
 
 
 def _tilt_from(tilt: Tilt, start: int, theta: float) -> float:

@@ -19,7 +19,7 @@ from infer_align._numerics import (
 )
 from infer_align.divergences import FDivergence, reverse_kl
 from infer_align.exact._edges import Edges
-from infer_align.exact._rewards import exact_rewards
+from infer_align.exact._rewards import combine, exact_rewards
 
 LevelMean = Callable[[Array], Array]
 
@@ -131,9 +131,11 @@ class RewardLaw:
         check_normalised(xp.exp(log_prob), "the outcomes' probabilities")
         known = concrete(log_prob)
         possible = np.ones(len(exact), dtype=bool) if known is None else known > -math.inf
-        scaled = np.array([key[0] for key in exact.keys], dtype=object)
-        members = [j for j in np.argsort(scaled, kind="stable") if possible[j]]
-        new = [i for i, j in enumerate(members) if i == 0 or scaled[j] != scaled[members[i - 1]]]
+        codes = np.array(exact.codes(1), dtype=object)
+        units = [unit.value() for unit in exact.units]
+        members = [j for j in range(len(exact)) if possible[j]]
+        members.sort(key=lambda j: combine(exact.keys[j], units))
+        new = [i for i, j in enumerate(members) if i == 0 or codes[j] != codes[members[i - 1]]]
         groups = np.split(np.array(members), new[1:])
         level_log_prob = xp.stack(
             [logsumexp(xp.take(log_prob, xp.asarray(g), axis=0), axis=0) for g in groups]
@@ -148,7 +150,7 @@ class RewardLaw:
         first = np.array([g[0] for g in groups])
         return cls(
             xp.asarray(exact.take(first.tolist()).values()), level_log_prob, length, "listing",
-            f"{len(members)} outcomes listed", lambda: scaled[first], level_mean,
+            f"{len(members)} outcomes listed", lambda: codes[first], level_mean,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -218,8 +220,18 @@ class RewardLaw:
         ----------
         theta : float
         """
-        # An error in log Z drops out of E_p[t log t − t + 1].
-        return reverse_kl(self._tilted(theta), self.log_prob)
+        xp = namespace(self.log_prob)
+        at_prior = xp.sum(xp.exp(self.log_prob) * self.rewards)
+        log_t = theta * (self.rewards - at_prior)
+        log_t = log_t - logsumexp(self.log_prob + log_t, axis=0)
+        known = concrete(log_t)
+        if known is None or not np.abs(known).max() < 0.01:
+            return reverse_kl(self._tilted(theta), self.log_prob)
+        # E_p[t log t − t + 1] as a series, in which an error of log Z drops out.
+        series = xp.zeros_like(log_t)
+        for coefficient in (1 / 840, 1 / 144, 1 / 30, 1 / 8, 1 / 3, 1 / 2):
+            series = coefficient + log_t * series
+        return xp.sum(xp.exp(self.log_prob) * log_t**2 * series)
 
     def _tilted(self, theta: Any) -> Array:
         """Log-masses of the tilt at inverse temperature θ."""
@@ -279,8 +291,8 @@ class RewardLaw:
         Parameters
         ----------
         beta : float
-            Temperature; 0 is the limit, the prior on the highest level, inf is the prior, and
-            negative ones prefer low rewards.
+            Temperature; 0 is the limit, the prior on the highest level, and inf is the prior.
+            Negative ones prefer low rewards, −0.0 only the lowest.
 
         Returns
         -------
@@ -289,8 +301,8 @@ class RewardLaw:
         """
         xp = namespace(self.log_prob)
         if isinstance(beta, int | float) and beta == 0:
-            top = xp.arange(len(self)) == len(self) - 1
-            return xp.where(top, 0.0 * self.log_prob, -math.inf)
+            end = len(self) - 1 if math.copysign(1.0, beta) > 0 else 0
+            return xp.where(xp.arange(len(self)) == end, 0.0 * self.log_prob, -math.inf)
         if isinstance(beta, float) and math.isinf(beta):
             return self.log_prob
         return self._tilted(1 / beta)

@@ -19,7 +19,7 @@ import numpy as np
 from infer_align._numerics import logsumexp, namespace
 from infer_align.divergences import reverse_kl
 from infer_align.exact._law import RewardLaw
-from infer_align.exact.tilts import Family, beta_for_kl, beta_for_reward, frontier
+from infer_align.exact.tilts import beta_for_kl, beta_for_reward, frontier
 
 __all__ = [
     "BestOfNLimit",
@@ -36,7 +36,7 @@ __all__ = [
 EULER = 0.57721566490153286061
 
 
-def rate(family: Family, reward: float | int, *, beta: float | int = math.inf) -> float:
+def rate(family: Any, reward: float | int, *, beta: float | int = math.inf) -> float:
     r"""Rate function of the reward per token under a tilt, I_β(x).
 
     .. math:: I_β(x) = \sup_t\, tx - [Λ(1/β + t) - Λ(1/β)] = KL(φ_θ‖φ_β), \quad Λ'(θ) = x
@@ -83,7 +83,7 @@ def rate(family: Family, reward: float | int, *, beta: float | int = math.inf) -
     return max(at_prior - reward / beta + float(family.cumulants(1 / beta)[0]), 0.0)
 
 
-def rate_of_best_of_n(family: Family, reward: float | int, kl: float | int) -> float:
+def rate_of_best_of_n(family: Any, reward: float | int, kl: float | int) -> float:
     r"""Rate function of the reward per token under best-of-n, n = exp(m·kl).
 
     I₀(x) − δ for x >= R(δ), inf below: the best of many is never much worse than it should be.
@@ -102,7 +102,7 @@ def rate_of_best_of_n(family: Family, reward: float | int, kl: float | int) -> f
     return max(rate(family, reward) - kl, 0.0)
 
 
-def scaled_cumulant(family: Family, t: Any, *, beta: float | int = math.inf) -> Any:
+def scaled_cumulant(family: Any, t: Any, *, beta: float | int = math.inf) -> Any:
     r"""lim (1/m) log E[exp(t r)] under a tilt: Λ(1/β + t) − Λ(1/β).
 
     For independent letters it is that at every m. With r = log q it is −t·H_{1+t}(φ_β‖q), a Rényi
@@ -120,7 +120,7 @@ def scaled_cumulant(family: Family, t: Any, *, beta: float | int = math.inf) -> 
     return family.cumulants(theta + t)[0] - family.cumulants(theta)[0]
 
 
-def scaled_cumulant_of_best_of_n(family: Family, t: float | int, kl: float | int) -> float:
+def scaled_cumulant_of_best_of_n(family: Any, t: float | int, kl: float | int) -> float:
     r"""lim (1/m) log E[exp(t r)] under best-of-n, n = exp(m·kl).
 
     It is tR(δ) up to t = 1/β(δ), then Λ(t) + δ.
@@ -316,7 +316,7 @@ def _discrete_gumbel(
     return float(-(mass @ above)), length * kl + float(mass @ log_ratio)
 
 
-def log_kl_exponent(family: Family, kl: float | int) -> float:
+def log_kl_exponent(family: Any, kl: float | int) -> float:
     r"""lim (1/m) log KL(φ‖best-of-n), n = exp(mδ): the other direction explodes.
 
     .. math:: δ + 2Λ(b/2) - Λ(b) > 0, \qquad b = 1/β(δ)

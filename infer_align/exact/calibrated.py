@@ -90,14 +90,16 @@ def best_of_poisson(mu: float | int) -> Calibrated:
         raise ValueError(f"the mean number of draws must be >= 0, got {mu}")
     if mu < 1e-4:
         return Calibrated(mu**2 / 6, 0.5 + mu / 6)
-    # With v = μ(1 − u): the density is largest there, and smooth.
-    log_ratio = lambda v: math.log1p(mu - v) - v
-    ratio = lambda v: math.exp(log_ratio(v))
-    points = [x for x in (1.0, 10.0, 40.0) if x < mu]
-    kl = quad(
-        lambda v: ratio(v) * log_ratio(v) / mu, 0, min(mu, 750.0), points=points, epsabs=0,
-        epsrel=1e-12, limit=200,
-    )[0]  # fmt: skip
+    log_ratio = lambda v: math.log1p(mu - v) - v  # v = μ(1 − u): the density is largest at v = 0
+
+    def term(v: float) -> float:
+        """t log t − t + 1, which is small where the policy is near the prior."""
+        x = log_ratio(v)
+        return math.exp(x) * x - math.expm1(x)
+
+    points = [x for x in (1.0, 10.0, 40.0) if x < min(mu, 750.0)]
+    body = quad(term, 0, min(mu, 750.0), points=points or None, epsabs=0, epsrel=1e-9, limit=200)
+    kl = body[0] / mu + max(mu - 750.0, 0.0) / mu  # beyond, t is 0 and the term 1
     return Calibrated(kl, 1 - (mu + math.expm1(-mu)) / mu**2)
 
 

@@ -128,7 +128,8 @@ def optimum_for_budget(law: RewardLaw, divergence: FDivergence, budget: float | 
         low -= 1.0
     while spent(high) > budget:
         high += 1.0
-    return optimum(law, divergence, math.exp(root(lambda x: spent(x) - budget, low, high)))
+    log_beta = root(lambda x: spent(x) - budget, low, high, absolute=1e-14)
+    return optimum(law, divergence, math.exp(log_beta))
 
 
 def _log_ratio(law: RewardLaw, divergence: FDivergence, beta: float) -> np.ndarray:
@@ -147,7 +148,9 @@ def _log_ratio(law: RewardLaw, divergence: FDivergence, beta: float) -> np.ndarr
     most = -float(law.log_prob[-1])
     if len(law) == 1 or excess(most) <= 0:  # nothing is left for the others
         return ratios(most)
-    return ratios(root(excess, 0.0, most))
+    if excess(0.0) >= 0:  # the prior, to rounding
+        return ratios(0.0)
+    return ratios(root(excess, 0.0, most, absolute=1e-17))
 
 
 def _inverse_slope(divergence: FDivergence, slope: np.ndarray, top: float) -> np.ndarray:
@@ -182,18 +185,21 @@ def _price(divergence: FDivergence) -> float:
 
 def _moved_up(law: RewardLaw, share: np.ndarray) -> np.ndarray:
     """Log-masses after a share of every level's mass has moved to the highest."""
-    mass = np.exp(law.log_prob) * (1 - share)
-    mass[-1] += 1 - mass.sum()
     with np.errstate(divide="ignore"):
-        return np.log(mass)
+        moved = np.logaddexp.reduce(law.log_prob[:-1] + np.log(share[:-1]), initial=-math.inf)
+        out = law.log_prob + np.log1p(-share)
+    out[-1] = np.logaddexp(law.log_prob[-1], moved)
+    return out
 
 
 def _spend(law: RewardLaw, divergence: FDivergence, budget: float) -> Optimum:
     """Move mass up from the lowest levels until the budget is spent."""
     price = _price(divergence)
+    below = np.concatenate([[0.0], np.exp(np.logaddexp.accumulate(law.log_prob))[:-1]])
+    left = np.maximum(budget / price - below, 0.0)
     mass = np.exp(law.log_prob)
-    cumulative = np.cumsum(mass)
-    share = np.clip((budget / price - (cumulative - mass)) / mass, 0.0, 1.0)
+    share = np.where(left >= mass, np.where(left > 0, 1.0, 0.0), left / np.maximum(mass, 1e-300))
+    share[-1] = 0.0
     last = int(np.flatnonzero(share > 0)[-1])
     slope = float(law.rewards[-1] - law.rewards[last]) / price
     return _summary(law, divergence, slope, _moved_up(law, share))

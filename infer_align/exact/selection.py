@@ -219,8 +219,8 @@ def soft_best_of_n(
               \qquad w = e^{r/\mathrm{temperature}}
 
     Verdun et al. 2025 (arXiv 2505.03156). It tends to best-of-n as the temperature falls, to the
-    tilt at beta = temperature as n grows. The integral is a trapezoidal sum in log s, which is
-    accurate to rounding since the integrand is analytic.
+    tilt at beta = temperature as n grows. The integral is a trapezoidal sum in log s, which for
+    whole n is accurate to rounding, since the integrand is analytic.
 
     Parameters
     ----------
@@ -259,8 +259,14 @@ def soft_best_of_n(
     if log_n == 0:
         return law.log_prob
     log_p, log_w = law.log_prob, (law.rewards - law.rewards[-1]) / temperature
+    if -log_w[0] > 100_000:
+        raise ValueError(
+            f"a temperature of {temperature} is less than a hundred-thousandth of the range of "
+            "rewards: soft best-of-n is best_of_n there"
+        )
     log_others = math.log(math.expm1(log_n)) if log_n < 37 else log_n
-    step = 0.2
+    # The power has branch points near the line of integration unless n is whole.
+    step = 0.2 if log_n > 37 or math.exp(log_n).is_integer() else 0.04
     nodes = np.arange(-log_n - 45.0, -log_w[0] + 7.0, step)
     out = np.full(len(law), -math.inf)
     for u in np.array_split(nodes, max(1, len(nodes) * len(law) // 2_000_000)):
@@ -299,7 +305,10 @@ def best_of_poisson(law: RewardLaw, mu: Any = None, *, log_mu: Any = None) -> Fl
     >>> np.exp(best_of_poisson(reward_law([0.5, 0.5], [0, 1]), 1.0)).round(6).tolist()
     [0.303265, 0.696735]
     """
-    log_mu = _log_n(mu, log_mu)
+    if (mu is None) == (log_mu is None) or (mu is not None and not mu >= 0):
+        raise ValueError(f"give mu >= 0 or log_mu, one of them: got mu={mu} and log_mu={log_mu}")
+    if log_mu is None:
+        log_mu = math.log(mu) if mu > 0 else -math.inf
     xp = namespace(law.log_prob)
     with np.errstate(over="ignore"):
         x = xp.exp(log_mu + law.log_above)
@@ -417,13 +426,13 @@ def kl_estimate(n: Any, log_prob: Any) -> Any:
     """
     xp = namespace(log_prob)
     log_prob = xp.asarray(log_prob) * 1.0
-    log_miss = n * log1mexp(xp.minimum(log_prob, xp.zeros_like(log_prob)))
-    possible = log_miss > -math.inf
-    log_miss = xp.where(possible, log_miss, -1.0)
-    lost = xp.exp(log_miss)
-    missed = lost * (kl_bound(n) + (n - 1) / n * log_miss)
-    hit = -xp.expm1(log_miss) * (log1mexp(log_miss) - log_prob)
-    return xp.where(possible, missed + hit, -log_prob)
+    # x = −n log(1 − ε) is that of a miss, 1 − exp(−x) the probability of a hit.
+    log_x = math.log(n) + log_neg_log1mexp(xp.where(log_prob < 0, log_prob, 0.0))
+    certain = log_x > 6.6
+    x = xp.exp(xp.where(certain, 0.0, log_x))
+    log_hit = _log1m_exp_neg_exp(xp.where(certain, 6.6, log_x))
+    miss = xp.where(certain, 0.0, xp.exp(-x) * (kl_bound(n) - (n - 1) / n * x))
+    return miss + xp.exp(log_hit) * (log_hit - log_prob)
 
 
 def win_rate_optimum(law: RewardLaw, kl: float | int) -> Float[Any, " levels"]:
@@ -507,22 +516,27 @@ def inference_aware(law: RewardLaw, n: float | int, beta: float | int) -> Float[
     if not n >= 1:
         raise ValueError(f"inference-aware optimisation of best-of-n needs n >= 1, got {n}")
     beta = float(check_beta(beta))
-    prior = np.exp(law.known().log_prob)
+    log_prior = law.known().log_prob.tolist()
     theirs = np.exp(np.asarray(concrete(best_of_n(law, n))))
-    centre = np.cumsum(theirs) - theirs / 2
-    rises = (n * np.diff(centre) / beta).tolist()
-    masses = prior.tolist()
+    rises = [*(n * np.diff(np.cumsum(theirs) - theirs / 2) / beta).tolist(), 0.0]
 
-    def policy(log_scale: float) -> list[float]:
-        """Log-masses with the lowest level's density ratio given; the others follow."""
-        log_ratio, cdf, out = log_scale, 0.0, []
-        for mass, rise in zip(masses, [*rises, 0.0], strict=True):
-            out.append(math.log(mass) + log_ratio if mass > 0 else -math.inf)
-            cdf += math.exp(min(out[-1], 700.0))
-            log_ratio += rise * min(cdf, 1e3) ** (n - 1)
-        return out
+    def policy(log_ratio: float) -> tuple[list[float], float]:
+        """Log-masses from the lowest level's density ratio, and log of their sum so far.
 
-    excess = lambda log_scale: math.log(sum(math.exp(min(x, 700.0)) for x in policy(log_scale)))
-    lowest = -sum(rises) - 1e-9
-    out = np.array(policy(root(excess, lowest, 1e-9) if rises else 0.0))
+        The others follow one by one; once the sum exceeds one, the rest need not be known.
+        """
+        out, log_cdf = [], -math.inf
+        for log_mass, rise in zip(log_prior, rises, strict=True):
+            out.append(log_mass + log_ratio)
+            top = max(log_cdf, out[-1])
+            log_cdf = top + math.log(math.exp(log_cdf - top) + math.exp(out[-1] - top))
+            if log_cdf > 0:
+                break
+            log_ratio += rise * math.exp((n - 1) * log_cdf)
+        return out, log_cdf
+
+    scale = 0.0 if len(law) == 1 else root(lambda x: policy(x)[1], -sum(rises) - 1e-9, 1e-9)
+    while len(policy(scale)[0]) < len(law):  # to rounding, the sum exceeded one too early
+        scale = math.nextafter(scale, -math.inf)
+    out = np.array(policy(scale)[0])
     return out - np.logaddexp.reduce(out)

@@ -12,7 +12,7 @@ reward and KL is near it in KL (Yang et al. 2024, arXiv 2404.01730).
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 
-@runtime_checkable
 class Family(Protocol):
     """Tilts of a reward by inverse temperature θ: a `RewardLaw`, or the rate of a Markov model."""
 
@@ -60,7 +59,7 @@ class Family(Protocol):
         """The second of them."""
         ...
 
-    def known(self) -> "Family":
+    def known(self) -> Any:
         """The same with plain numbers."""
         ...
 
@@ -91,7 +90,7 @@ class Closeness(NamedTuple):
     """(R(Δ) − E_π[r])/beta."""
 
 
-def beta_for_kl(family: Family, kl: float | int) -> Any:
+def beta_for_kl(family: Any, kl: float | int) -> Any:
     """Temperature of the tilt whose KL to the prior is given.
 
     Parameters
@@ -133,7 +132,7 @@ def beta_for_kl(family: Family, kl: float | int) -> Any:
     )
 
 
-def beta_for_reward(family: Family, reward: float | int) -> Any:
+def beta_for_reward(family: Any, reward: float | int) -> Any:
     """Temperature of the tilt whose expected reward is given.
 
     Parameters
@@ -145,7 +144,7 @@ def beta_for_reward(family: Family, reward: float | int) -> Any:
     Returns
     -------
     float
-        Negative below the prior's mean, inf at it, and 0 at the extremes.
+        Negative below the prior's mean, inf at it, 0.0 at the greatest and −0.0 at the least.
 
     Raises
     ------
@@ -166,7 +165,7 @@ def beta_for_reward(family: Family, reward: float | int) -> Any:
             f"no tilt has expected reward {reward}: rewards run from {low:.6g} to {high:.6g}"
         )
     if reward in (low, high):
-        return 0.0
+        return 0.0 if reward == high else -0.0
     mean = float(plain.cumulants(0.0)[1])
     if reward == mean:
         return math.inf
@@ -194,14 +193,14 @@ def _root(rising: Callable[[float], Any], value: float, start: float) -> float:
     return root(lambda t: float(rising(t)) - value, low, high)
 
 
-def _with_gradient(family: Family, theta: float, residual: Callable[[Any], Any], slope: Any) -> Any:
+def _with_gradient(family: Any, theta: float, residual: Callable[[Any], Any], slope: Any) -> Any:
     """1/θ, with one Newton step in the family's own arrays: it carries the gradient."""
     if family.known() is family or not float(slope) > 0:
         return float(1 / theta)
     return 1 / (theta - residual(theta) / float(slope))
 
 
-def frontier(family: Family, kl: Any) -> Frontier:
+def frontier(family: Any, kl: Any) -> Frontier:
     """The most reward that a KL budget buys, and at what marginal price.
 
     Parameters
