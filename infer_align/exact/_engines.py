@@ -74,16 +74,17 @@ def on_lattice(
     reason = f"rewards on a lattice of step {step:.6g}" if size > 1 else "all rewards are equal"
     if unresolved:
         reason += f", {unresolved:,} levels known to 1e-16 of their neighbours'"
-    rewards = xp.asarray(letters.lowest(m) + step * levels)
 
     def keys() -> np.ndarray:
         codes = letters.codes(m)
         unit = (codes[-1] - codes[0]) // max(int(x[-1]), 1)
         return whole_numbers([m * codes[0], unit * size], 1)[0] + unit * levels
 
+    excess = step * levels
+    rewards = letters.rewards.totals(m, excess) if exact else letters.lowest(m) + excess
     law = RewardLaw(
-        rewards, log_prob, m, engine, reason, keys, level_mean, step if size > 1 else None,
-        make_edges=lambda: letters.edges(m),
+        xp.asarray(rewards), log_prob, m, engine, reason, keys, level_mean,
+        step if size > 1 else None, make_edges=lambda: letters.edges(m),
     )  # fmt: skip
     return law, unresolved
 

@@ -148,7 +148,7 @@ def lattice_law(total: Sum, size: int, attainable: np.ndarray | None) -> tuple[n
         How many attainable values are so improbable beside their neighbours that they are known
         only to 1e-16 of those.
     """
-    out, best = np.full(size, -math.inf), np.zeros(size)
+    out, best = np.full(size, -math.inf), np.full(size, -math.inf)
     start, theta = 0, 0.0
     tilt = functools.cache(total.tilt)
     while start < size:

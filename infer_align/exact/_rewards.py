@@ -60,6 +60,25 @@ class ExactRewards:
         units = [unit.value() for unit in self.units]
         return np.array([float(combine(key, units)) for key in self.keys])
 
+    def totals(self, terms: int, excess: np.ndarray) -> np.ndarray:
+        """Sums of so many rewards, each so much above the least: decimals correctly rounded.
+
+        Parameters
+        ----------
+        terms : int
+        excess : array, shape (L,)
+            Of single rewards, if terms is 1: all of them, in their order.
+        """
+        if terms == 1:
+            return self.values()
+        lowest = combine(self.keys[0], [unit.value() for unit in self.units])
+        totals = float(terms * lowest) + excess
+        denominator = self.units[0].scale.denominator
+        decimal = len(self.units) == 1 and self.units[0].base is None
+        if decimal and np.abs(totals).max() * denominator < 2**50:
+            return np.rint(totals * denominator) / denominator
+        return totals
+
     def take(self, letters: Sequence[int]) -> "ExactRewards":
         """The rewards of some letters."""
         return ExactRewards(tuple(self.keys[j] for j in letters), self.units)

@@ -153,8 +153,7 @@ def additive_table(rewards: ExactRewards, length: int) -> TypeTable:
     tolerance = 4 * len(rewards) * np.finfo(float).eps * max(length * gaps[-1], 1e-300)
     order, new = _decide_ties(columns, order, excess, tolerance, steps, units)
     starts = np.flatnonzero(new)
-    base = float(length * combine(low, units))
-    return TypeTable(columns, order, starts, base + excess[starts])
+    return TypeTable(columns, order, starts, rewards.totals(length, excess[starts]))
 
 
 def _decide_ties(

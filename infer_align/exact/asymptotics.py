@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 EULER = 0.57721566490153286061
+FINE = 1e-4
+"""A lattice of steps below this share of β is none, to 1e-9."""
 
 
 def rate(family: Any, reward: float | int, *, beta: float | int = math.inf) -> float:
@@ -114,8 +116,10 @@ def scaled_cumulant(family: Any, t: Any, *, beta: float | int = math.inf) -> Any
     t : float
         Any real number.
     beta : float
-        Temperature of the tilt; inf is the prior.
+        Temperature of the tilt; inf is the prior, 0 the limit of the highest reward.
     """
+    if isinstance(beta, int | float) and beta == 0:
+        return t * family.reward_range[1]
     theta = 0.0 if math.isinf(beta) else 1 / beta
     return family.cumulants(theta + t)[0] - family.cumulants(theta)[0]
 
@@ -171,7 +175,7 @@ def renyi_cross_entropy(log_p: Any, log_q: Any, order: Any) -> Any:
     inside = log_p > -math.inf
     if isinstance(order, int | float) and (order == 1 or math.isinf(order)):
         if order == 1:
-            return -xp.sum(xp.where(inside, xp.exp(log_p) * log_q, 0.0))
+            return -xp.sum(xp.exp(log_p) * xp.where(inside, log_q, 0.0))
         if order > 0:
             return -xp.max(xp.where(inside, log_q, -math.inf))
         return -xp.min(xp.where(inside, log_q, math.inf))
@@ -288,7 +292,7 @@ def best_of_n_limit(law: RewardLaw, kl: float | int, length: int) -> BestOfNLimi
     point = frontier(law, kl)
     b, variance = 1 / float(point.beta), float(point.variance)
     spread = 0.5 * math.log(2 * math.pi * length * variance)
-    if law.step is None:
+    if law.step is None or law.step * b < FINE:
         gap = (spread + math.log(b) - EULER) / b
         to_prior = length * kl - 1
     else:

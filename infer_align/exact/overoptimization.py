@@ -114,7 +114,8 @@ def covariance(law: RewardLaw, gold: Any, beta: Any = math.inf) -> Any:
 
 def _covariance(law: RewardLaw, means: Any, beta: Any) -> Any:
     tilt = law.tilt(beta)
-    return law.expectation(means * (law.rewards - law.expected_reward(tilt)), tilt)
+    centred = means - law.expectation(means, tilt)
+    return law.expectation(centred * (law.rewards - law.expected_reward(tilt)), tilt)
 
 
 def peak(law: RewardLaw, gold: Any) -> Peak | None:
@@ -129,8 +130,8 @@ def peak(law: RewardLaw, gold: Any) -> Peak | None:
     Returns
     -------
     Peak or None
-        None if the gold reward rises all the way: the proxy cannot be over-optimised by tilts. At
-        the prior itself (beta = inf) if it falls from the start.
+        None if the gold reward never falls: the proxy cannot be over-optimised by tilts. At the
+        prior itself (beta = inf) if it falls from the start.
 
     Examples
     --------
@@ -142,15 +143,22 @@ def peak(law: RewardLaw, gold: Any) -> Peak | None:
     """
     law = law.known()
     means = law.level_mean(gold)
-    slope = lambda theta: float(_covariance(law, means, 1 / theta if theta else math.inf))
-    if slope(0.0) <= 0:
-        return _at(law, means, math.inf)
+    rounding = 1e-13 * float(np.abs(means).max())
+
+    def slope(theta: float) -> float:
+        """Of the gold reward; 0 where it is not known from 0."""
+        beta = 1 / theta if theta else math.inf
+        value = float(_covariance(law, means, beta))
+        sd = math.sqrt(float(law.cumulants(theta)[2]))
+        return value if abs(value) > rounding * sd else 0.0
+
     spread = math.sqrt(float(law.cumulants(0.0)[2]))
     # Beyond 1e4 standard deviations of the prior's reward the tilt sits on the highest level.
     grid = np.concatenate([[0.0], np.geomspace(1e-3, 1e4, 561)]) / spread
     for low, high in pairwise(grid.tolist()):
         if slope(high) < 0:
-            return _at(law, means, 1 / root(slope, low, high))
+            top = root(slope, low, high) if slope(low) > 0 else low
+            return _at(law, means, 1 / top if top else math.inf)
     return None
 
 
@@ -235,20 +243,22 @@ def fit_form(kl: Any, gold: Any, form: Form, *, start: float | int) -> Fit:
     Raises
     ------
     ValueError
-        If there are fewer than two points, or a KL is negative.
+        If there are fewer than two points, a KL is negative, or a number is not finite.
     """
-    d, gain = np.sqrt(np.asarray(kl, dtype=float)), np.asarray(gold, dtype=float) - start
-    if d.shape != gain.shape or d.ndim != 1 or len(d) < 2 or not np.isfinite(d).all():
+    squares, gain = np.asarray(kl, dtype=float), np.asarray(gold, dtype=float) - start
+    known = squares.shape == gain.shape and np.isfinite(squares).all() and np.isfinite(gain).all()
+    if not known or squares.ndim != 1 or len(squares) < 2 or squares.min() < 0:
         raise ValueError(
             f"a fit of two coefficients needs at least two pairs of a KL >= 0 and a gold reward, "
-            f"got shapes {np.shape(kl)} and {np.shape(gold)}"
+            f"finite numbers; got {np.asarray(kl).tolist()} and {np.asarray(gold).tolist()}"
         )
+    d = np.sqrt(squares)
     columns = np.stack([form(d, 1.0, 0.0), form(d, 0.0, 1.0)], axis=1)
     (alpha, beta), *_ = np.linalg.lstsq(columns, gain, rcond=None)
     left = gain - columns @ np.array([alpha, beta])
     top = math.inf
     if beta > 0:
-        top = alpha / (2 * beta) if form is best_of_n_form else math.exp(alpha / beta - 1)
+        top = max(alpha / (2 * beta), 0.0) if form is best_of_n_form else math.exp(alpha / beta - 1)
     return Fit(
         float(alpha), float(beta), float(start), float(top), float(np.sqrt((left**2).mean()))
     )
