@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from array_api_compat import is_array_api_obj
+
 from infer_align._numerics import Array, namespace
 
 __all__ = [
@@ -107,7 +109,7 @@ class Target:
 def add_potential(log_prior: Array, potential: Array, name: str) -> Array:
     """Log prior + potential, both of shape (n, *contexts); ``-inf`` wins."""
     xp = namespace(log_prior)
-    potential = xp.asarray(potential)
+    potential = potential if is_array_api_obj(potential) else xp.asarray(potential)
     if potential.shape != log_prior.shape:
         raise ValueError(
             f"the potential of {name!r} has shape {tuple(potential.shape)} and its prior's "

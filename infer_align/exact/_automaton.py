@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from infer_align._numerics import Array, namespace
+from infer_align._numerics import Array, concrete, namespace
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +19,8 @@ class Automaton:
     Parameters
     ----------
     transitions : array of int, shape (Q, tokens)
-        The next state from each state, by each token.
+        The next state from each state, by each token. Negative tokens are padding, which changes no
+        state.
     accepting : sequence of Q bools
         Which states a sequence may end in.
     start : int
@@ -28,7 +29,7 @@ class Automaton:
     Raises
     ------
     ValueError
-        For a state that does not exist.
+        For a state or a token that does not exist.
 
     Examples
     --------
@@ -55,8 +56,34 @@ class Automaton:
             raise ValueError(
                 f"transitions lead to states 0..{len(table) - 1}, got {table.tolist()}"
             )
+        if not np.array_equal(table, table.astype(np.int64)):
+            raise ValueError(f"transitions lead to whole states, got {table.tolist()}")
         object.__setattr__(self, "transitions", table.astype(np.int64))
         object.__setattr__(self, "accepting", accepting)
+
+    def by_token(self, tokens: np.ndarray) -> np.ndarray:
+        """The next state from each state, by each of the tokens listed, shape (Q, n).
+
+        Raises
+        ------
+        ValueError
+            If a token has no column.
+        """
+        self._check_tokens(tokens)
+        return self._with_padding()[:, np.maximum(tokens, -1)]
+
+    def _check_tokens(self, tokens: np.ndarray) -> None:
+        known = self.transitions.shape[1]
+        if tokens.max(initial=-1) >= known:
+            raise ValueError(
+                f"the automaton knows tokens 0..{known - 1}, got token {tokens.max()}; give it a "
+                "column for each"
+            )
+
+    def _with_padding(self) -> np.ndarray:
+        """The table with a last column, for padding: shape (Q, tokens + 1)."""
+        stays = np.arange(len(self.transitions))[:, None]
+        return np.concatenate([self.transitions, stays], axis=1)
 
     def accepts(self, y: Array) -> Array:
         """Whether each sequence ends in an accepting state, shape (...).
@@ -64,13 +91,22 @@ class Automaton:
         Parameters
         ----------
         y : array of int, shape (..., m)
+
+        Raises
+        ------
+        ValueError
+            If a token has no column.
         """
         xp = namespace(y)
-        tokens = self.transitions.shape[1]
-        table = xp.asarray(self.transitions.ravel())
+        if (known := concrete(y)) is not None:
+            self._check_tokens(known)
+        table = self._with_padding()
+        columns = table.shape[1]
+        y = xp.where(y < 0, columns - 1, y)
+        table = xp.asarray(table.ravel())
         state = xp.zeros_like(y[..., 0]) + self.start
         for t in range(y.shape[-1]):
-            flat = xp.reshape(state * tokens + y[..., t], (-1,))
+            flat = xp.reshape(state * columns + y[..., t], (-1,))
             state = xp.reshape(xp.take(table, flat, axis=0), state.shape)
         ends = xp.take(xp.asarray(self.accepting), xp.reshape(state, (-1,)), axis=0)
         return xp.reshape(ends, state.shape)

@@ -258,9 +258,11 @@ def _types(problem: Problem) -> Answer:
     log_p = problem.model.log_tokens
     assert log_p is not None
     xp = namespace(potential)
-    ways = xp.asarray(ways, dtype=log_p.dtype)
-    log_p = xp.where(log_p[0] > -math.inf, log_p[0], -1e30)  # so that 0 · log 0 is 0
-    log_density = ways + xp.asarray(counts, dtype=log_p.dtype) @ log_p + potential
+    ways, each = (xp.asarray(x, dtype=log_p.dtype) for x in (ways, counts))
+    occurs = log_p[0] > -math.inf
+    missing = each @ xp.astype(~occurs, log_p.dtype) > 0
+    log_prior = ways + each @ xp.where(occurs, log_p[0], 0.0)  # 0 · log 0 is 0
+    log_density = xp.where(missing, -math.inf, log_prior + potential)
     log_z = _finite(logsumexp(log_density, axis=0), problem)
     law = log_density - log_z
     expected, log_each = _mean(law, potential), _mean(law, law - ways)
@@ -352,11 +354,11 @@ def _times(
 ) -> tuple[_Weights, np.ndarray]:
     """The chain over pairs (state, state of the automaton), and the token of each."""
     xp = namespace(weights.log_first)
-    table = automaton.transitions
-    states, inner = len(tokens), len(table)
+    states, inner = len(tokens), len(automaton.transitions)
+    table = automaton.by_token(tokens)  # of the next state, by state of the chain
     s, q = (x.ravel() for x in np.divmod(np.arange(states * inner), inner))
-    follows = table[q][:, tokens[s]] == q[None, :]
-    begins = table[automaton.start, tokens[s]] == q
+    follows = table[q][:, s] == q[None, :]
+    begins = table[automaton.start, s] == q
     row, column = (xp.asarray(x) for x in np.broadcast_arrays(s[:, None], s[None, :]))
     pairs = lambda x: x[:, row, column]
     ends = xp.asarray(np.where(automaton.accepting[q], 0.0, -math.inf), dtype=weights.last.dtype)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from array_api_compat import is_torch_array
 
-from infer_align._numerics import Array, logsumexp, namespace
+from infer_align._numerics import Array, concrete, logsumexp, namespace
 from infer_align.targets import Target
 
 
@@ -37,8 +37,13 @@ class SequenceModel(NamedTuple):
         """Whether tokens are independent, identically distributed, and as many as the length."""
         if self.log_tokens is None or self.eos:
             return False
-        xp = namespace(self.log_tokens)
-        return bool(xp.all(self.log_tokens == self.log_tokens[:1, :]))
+        known = concrete(self.log_tokens)
+        if known is None:
+            raise ValueError(
+                "whether tokens are identically distributed is not known inside jax.jit; solve "
+                "under jax.grad without jit"
+            )
+        return bool((known == known[:1]).all())
 
     def count(self) -> int:
         """Number of sequences."""
@@ -124,15 +129,23 @@ def sequence_model(distribution: Any) -> SequenceModel | None:
     base = distribution.base_dist
     if not isinstance(base, Enumerable) or not base.has_enumerate_support or base.event_shape:
         return None
-    if len(base.batch_shape) != 1 or distribution.reinterpreted_batch_ndims != 1:
+    if not base.batch_shape or distribution.reinterpreted_batch_ndims != 1:
         return None
     support = base.enumerate_support(expand=False)
     xp = namespace(support)
-    log_tokens = xp.permute_dims(base.log_prob(support), (1, 0))
-    length, size = int(log_tokens.shape[0]), int(log_tokens.shape[1])
+    size, length = int(support.shape[0]), int(base.batch_shape[-1])
     plain = xp.reshape(support, (-1,))
-    values = None if bool(xp.all(plain == xp.arange(size))) else plain
-    return SequenceModel(size, length, log_tokens=log_tokens, values=values)
+    if len(base.batch_shape) > 1:  # several contexts: all that is used is the list of sequences
+        return SequenceModel(size, length, values=plain)
+    log_tokens = xp.permute_dims(base.log_prob(support), (1, 0))
+    return SequenceModel(size, length, log_tokens=log_tokens, values=_values(plain))
+
+
+def _values(support: Array) -> Array | None:
+    """None if the outcomes are the token ids themselves."""
+    known = concrete(support)
+    integers = known is not None and np.issubdtype(known.dtype, np.integer)
+    return None if integers and (known == np.arange(len(known))).all() else support
 
 
 def _hidden(distribution: HasHiddenStates, event_shape: tuple[int, ...]) -> SequenceModel | None:
@@ -151,10 +164,9 @@ def _hidden(distribution: HasHiddenStates, event_shape: tuple[int, ...]) -> Sequ
     rows = transition - logsumexp(transition, axis=1, keepdims=True)
     initial = distribution.initial_logits - logsumexp(distribution.initial_logits, axis=0)
     first = logsumexp(initial[:, None] + rows, axis=0)
-    values = None if bool(xp.all(plain == xp.arange(size))) else plain
     return SequenceModel(
         size, event_shape[0], log_initial=first, log_transition=rows, log_emission=log_emission,
-        values=values,
+        values=_values(plain),
     )  # fmt: skip
 
 
@@ -190,29 +202,36 @@ def as_target(target: Any) -> Target:
 
 
 def _mentioned(program: Any) -> set[str]:
-    """Root packages of the modules and functions that a program's code names."""
-    roots: set[str] = set()
+    """Root packages that a program's code names; if none of the two, those its helpers name."""
     seen: set[int] = set()
-    stack = [inspect.unwrap(program)]
-    while stack:
-        function = stack.pop()
-        function = getattr(function, "func", function)  # functools.partial
-        code = getattr(function, "__code__", None)
-        if code is None or id(code) in seen:
-            continue
-        seen.add(id(code))
-        names, codes = set(code.co_names), [code]
-        while codes:
-            inner = [c for c in codes.pop().co_consts if inspect.iscode(c)]
-            names.update(name for c in inner for name in c.co_names)
-            codes += inner
-        cells = [c.cell_contents for c in function.__closure__ or () if _filled(c)]
-        for value in [function.__globals__.get(name) for name in names] + cells:
-            module = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", "")
-            roots.add(str(module).partition(".")[0])
-            if inspect.isfunction(value) and roots.isdisjoint({"pyro", "numpyro"}):
-                stack.append(value)
+    roots: set[str] = set()
+    level = [inspect.unwrap(program)]
+    while level and roots.isdisjoint({"pyro", "numpyro"}):
+        helpers: list[Any] = []
+        for function in level:
+            _read(function, roots, helpers, seen)
+        level = helpers
     return roots
+
+
+def _read(function: Any, roots: set[str], helpers: list[Any], seen: set[int]) -> None:
+    """Add the root packages and the functions that one function's code names."""
+    function = getattr(function, "func", function)  # functools.partial
+    code = getattr(function, "__code__", None)
+    if code is None or id(code) in seen:
+        return
+    seen.add(id(code))
+    names, codes = set(code.co_names), [code]
+    while codes:
+        inner = [c for c in codes.pop().co_consts if inspect.iscode(c)]
+        names.update(name for c in inner for name in c.co_names)
+        codes += inner
+    cells = [c.cell_contents for c in function.__closure__ or () if _filled(c)]
+    for value in [function.__globals__.get(name) for name in sorted(names)] + cells:
+        module = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", "")
+        roots.add(str(module).partition(".")[0])
+        if inspect.isfunction(value):
+            helpers.append(value)
 
 
 def _filled(cell: Any) -> bool:

@@ -315,27 +315,22 @@ class Chain:
         >>> round(math.exp(chain.constrain(some_one).log_accept), 6)  # 1 − 0.5 · 0.9 · 0.9
         0.595
         """
-        table, accepting = automaton.transitions, automaton.accepting
-        if self.tokens.max() >= table.shape[1]:
-            raise ValueError(
-                f"the chain emits token {self.tokens.max()} and the automaton knows "
-                f"{table.shape[1]} tokens; give it a column for each"
-            )
+        table = automaton.by_token(self.tokens)  # of the next state, by state of the chain
         initial, transition = np.asarray(self.initial), np.asarray(self.transition)
-        start = [(i, int(table[automaton.start, self.tokens[i]])) for i in range(self.states)]
+        start = [(i, int(table[automaton.start, i])) for i in range(self.states)]
         pairs = {pair: None for pair in start if initial[pair[0]] > 0}
         stack = list(pairs)
         while stack:
             i, q = stack.pop()
             for j in np.flatnonzero(transition[i] > 0):
-                pair = (int(j), int(table[q, self.tokens[j]]))
+                pair = (int(j), int(table[q, j]))
                 if pair not in pairs:
                     pairs[pair] = None
                     stack.append(pair)
         known = sorted(pairs)
         state = np.array([i for i, _ in known])
         inner = np.array([q for _, q in known])
-        follows = table[inner][:, self.tokens[state]] == inner[None, :]
+        follows = table[inner][:, state] == inner[None, :]
         begins = np.array([pair == start[pair[0]] for pair in known])
         n, edges = self.states, self._exact
         final = np.asarray(self.log_final)[state]
@@ -344,7 +339,7 @@ class Chain:
             np.where(follows, transition[state][:, state], 0.0),
             edges.take([int(i) * n + int(j) for i in state for j in state]), self.length,
             edges.take([n * n + int(i) for i in state]), self.tokens[state],
-            np.where(accepting[inner], final, -math.inf),
+            np.where(automaton.accepting[inner], final, -math.inf),
         )  # fmt: skip
 
     def with_length(self, length: int) -> "Chain":
