@@ -81,13 +81,8 @@ def potential_law(target: Any, *contexts: Any, scale: float | int = 1.0) -> Rewa
         length = 1
     answer: Answer = solve(target, *contexts)
     space = answer.space if answer.space is not None else Space(support)
-    log_prior = _plain(space.log_prob(distribution, tolerance=1e-4))
-    if log_prior.size != len(space):
-        raise ValueError(
-            f"a law of rewards is that of one context, got contexts of shape {log_prior.shape[1:]}"
-        )
-    log_prior = log_prior.ravel()
-    potential = _plain(space.log_potential(target, *contexts)).ravel()
+    log_prior = _single(space.log_prob(distribution, tolerance=1e-4), len(space))
+    potential = _single(space.log_potential(target, *contexts), len(space))
     kept = np.flatnonzero(potential > -math.inf)
     log_prior = log_prior[kept] - np.logaddexp.reduce(log_prior[kept])
     rewards = _rounded(scale * potential[kept], potential.dtype)
@@ -95,7 +90,11 @@ def potential_law(target: Any, *contexts: Any, scale: float | int = 1.0) -> Rewa
 
 
 def additive_letters(problem: Problem, *, scale: float | int = 1.0) -> Letters | None:
-    """Letters and rewards of independent, identical tokens whose potential is additive, or None."""
+    """Letters and rewards of independent, identical tokens whose potential is additive, or None.
+
+    Letters that the potential rejects everywhere are left out, and the others' probabilities
+    renormalised: the law given what is not rejected.
+    """
     if not problem.model.memoryless or problem.automata:
         return None
     try:
@@ -103,18 +102,33 @@ def additive_letters(problem: Problem, *, scale: float | int = 1.0) -> Letters |
         terms = _plain(position_terms(problem).first)
     except Unfit:
         return None
+    log_tokens = problem.model.log_tokens
+    assert log_tokens is not None
+    probs = np.exp(_plain(log_tokens)[0].astype(float))
+    kept = np.flatnonzero((terms > -math.inf).any(axis=0) & (probs > 0))
+    terms, probs = terms[:, kept], probs[kept]
+    if not len(kept) or not np.isfinite(terms).all():
+        return None
     # The first position carries the reference sequence's potential: spread it over all.
     extra = terms[0] - terms[-1]
-    if not np.isfinite(terms).all() or not np.allclose(extra, extra[0], rtol=1e-7, atol=1e-7):
+    if not np.allclose(extra, extra[0], rtol=1e-7, atol=1e-7):
         return None
     terms[0] -= extra[0]
     if not np.allclose(terms, terms[:1], rtol=1e-6, atol=1e-6):
         return None
     rewards = _rounded(scale * (terms[-1] + extra[0] / len(terms)), terms.dtype)
-    log_tokens = problem.model.log_tokens
-    assert log_tokens is not None
-    probs = np.exp(_plain(log_tokens)[0].astype(float))
     return Letters((probs / probs.sum()).tolist(), rewards, problem.model.length)
+
+
+def _single(values: Array, outcomes: int) -> np.ndarray:
+    """Of each outcome, under one context."""
+    known = _plain(values)
+    if known.size != outcomes:
+        raise ValueError(
+            f"a law of rewards is that of one context, got contexts of shape {known.shape[1:]}; "
+            "take one at a time"
+        )
+    return known.ravel()
 
 
 def _plain(x: Array) -> np.ndarray:

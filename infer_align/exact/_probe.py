@@ -1,11 +1,13 @@
 r"""Reading the terms of a potential off its values, and checking that they add up to it.
 
-With a reference letter a, and y^{(t)} the first t tokens of y followed by a's, every potential is
+Let :math:`s(t, a)` be a sequence with letter a at position t, and :math:`s(t-1, u) | s(t, v)` the
+beginning of the one and the end of the other. Every potential that is a sum over neighbouring pairs
+is
 
-.. math:: φ(y) = φ(a…a) + \sum_t [φ(y^{(t)}) - φ(y^{(t-1)})],
+.. math:: φ(y) = φ(s(0, y_0)) + \sum_{t>0} [φ(s(t-1, y_{t-1}) | s(t, y_t)) - φ(s(t-1, y_{t-1}))],
 
-and if it is a sum over neighbouring pairs, the t-th difference depends on y_{t−1} and y_t alone:
-two sequences give it, whatever came before. Sums over positions are the case without y_{t−1}.
+for what the beginnings and the ends add cancels. Where a bracket has no accepted first term there
+is nothing to read. Sums over positions are the case of one sequence but for a single change.
 """
 
 import math
@@ -15,6 +17,7 @@ import numpy as np
 
 from infer_align._numerics import Array, concrete, namespace
 from infer_align.exact._problem import Problem, Unfit
+from infer_align.exact._surroundings import after_end, ended, reference, surroundings, values
 
 CHECKS = 512
 """Random sequences that the sum of the terms is compared on, beside the regular ones."""
@@ -40,16 +43,18 @@ def position_terms(problem: Problem) -> Terms:
         If it is none, with a sequence that shows it.
     """
     k, m = problem.model.vocabulary_size, problem.model.length
-    reference, log_reference = _reference(problem)
-    tokens = np.full((m * k, m), reference)
-    position, letter = np.divmod(np.arange(m * k), k)
-    tokens[np.arange(m * k), position] = letter
+    base = reference(problem)
+    at, letter = (x.ravel() for x in np.indices((m, k)))
+    tokens = np.tile(base, (m * k, 1))
+    tokens[np.arange(m * k), at] = letter
     xp = namespace(problem.like)
-    terms = xp.reshape(_values(problem, tokens), (m, k)) - log_reference
-    # φ(a…a) is no position's own: the first one carries it.
-    first = xp.where(xp.arange(m) == 0, log_reference, 0.0 * log_reference)
-    terms = terms + first[:, None]
-    check = check_sequences(problem)
+    log_base = values(problem, base[None])[0]
+    terms = xp.reshape(values(problem, tokens), (m, k)) - log_base
+    # What the whole reference has is no position's own: the first one carries it.
+    terms = terms + xp.where(xp.arange(m) == 0, log_base, 0.0 * log_base)[:, None]
+    possible = _known(terms) > -math.inf
+    pairs = np.broadcast_to(possible[1:, None, :], (m - 1, k, k))
+    check = np.concatenate([check_sequences(problem), _walks(possible[0], pairs)])
     predicted = sum(xp.take(terms[t], xp.asarray(check[:, t]), axis=0) for t in range(m))
     _compare(problem, check, predicted, "a sum over positions")
     return Terms(terms, None, len(check))
@@ -64,27 +69,24 @@ def pair_terms(problem: Problem) -> Terms:
         If it is none, with a sequence that shows it.
     """
     model, xp = problem.model, namespace(problem.like)
-    k, m, ends = model.vocabulary_size, model.length, np.array(model.eos, dtype=int)
-    reference, _ = _reference(problem)
-    alone = np.full((m, k, m), reference)
-    for t in range(m):
-        alone[t, :, t] = np.arange(k)
-    here = xp.reshape(_values(problem, _ended(problem, alone.reshape(-1, m))), (m, k))
+    k, m = model.vocabulary_size, model.length
+    around = surroundings(problem)
+    here = xp.reshape(values(problem, around.reshape(-1, m)), (m, k))
     first, edges = here[0], here[1:, :, None] + here[1:, None, :]  # none, if m is 1
     if m > 1:
-        pairs = np.full((m - 1, k, k, m), reference)
+        pairs = np.empty((m - 1, k, k, m), dtype=around.dtype)
         for t in range(1, m):
-            pairs[t - 1, :, :, t - 1] = np.arange(k)[:, None]
-            pairs[t - 1, :, :, t] = np.arange(k)[None, :]
-        after = _values(problem, _ended(problem, pairs.reshape(-1, m)))
-        after = xp.reshape(after, (m - 1, k, k))
-        before = here[:-1, :, None]
+            pairs[t - 1, :, :, :t] = around[t - 1, :, None, :t]
+            pairs[t - 1, :, :, t:] = around[t, None, :, t:]
+        both = values(problem, ended(problem, pairs.reshape(-1, m)))
+        both, before = xp.reshape(both, (m - 1, k, k)), here[:-1, :, None]
         possible = before > -math.inf
-        edges = xp.where(possible, after - xp.where(possible, before, 0.0), -math.inf)
-    if len(ends):
-        first, edges = _with_end(first, edges, ends)
-    check = check_sequences(problem)
-    states = _states(problem, check)
+        edges = xp.where(possible, both - xp.where(possible, before, 0.0), -math.inf)
+    walks = ended(problem, _walks(_known(first) > -math.inf, _known(edges) > -math.inf))
+    if model.eos:
+        first, edges = _with_end(first, edges)
+    check = np.concatenate([check_sequences(problem), walks])
+    states = np.where(after_end(problem, check), k, check)
     predicted = xp.take(first, xp.asarray(states[:, 0]), axis=0)
     size = first.shape[0]
     for t in range(1, m):
@@ -95,12 +97,14 @@ def pair_terms(problem: Problem) -> Terms:
     return Terms(first, edges, len(check))
 
 
-def _values(problem: Problem, tokens: np.ndarray) -> Array:
-    """The potential that is not known as an automaton."""
-    return problem.potential(tokens, automata=False)
+def _known(x: Array) -> np.ndarray:
+    known = concrete(x)
+    if known is None:
+        raise Unfit("the potential's values are not known inside jax.jit")
+    return np.asarray(known)
 
 
-def _with_end(first: Array, edges: Array, ends: np.ndarray) -> tuple[Array, Array]:
+def _with_end(first: Array, edges: Array) -> tuple[Array, Array]:
     """One state more, "ended": reached after an EOS and never left, at no further potential."""
     xp = namespace(first)
     m, k = edges.shape[0], first.shape[0]
@@ -110,38 +114,20 @@ def _with_end(first: Array, edges: Array, ends: np.ndarray) -> tuple[Array, Arra
     return first, xp.reshape(xp.concat([edges, bottom], axis=1), (m, k + 1, k + 1))
 
 
-def _states(problem: Problem, tokens: np.ndarray) -> np.ndarray:
-    """States of sequences: their tokens, and k after an EOS."""
-    ended = _after_end(problem, tokens)
-    return np.where(ended, problem.model.vocabulary_size, tokens)
-
-
-def _after_end(problem: Problem, tokens: np.ndarray) -> np.ndarray:
-    end = np.isin(tokens, problem.model.eos)
-    return np.cumsum(end, axis=1) - end > 0
-
-
-def _ended(problem: Problem, tokens: np.ndarray) -> np.ndarray:
-    """The same sequences, padded after their first EOS."""
-    return np.where(_after_end(problem, tokens), problem.model.pad, tokens)
-
-
-def _reference(problem: Problem) -> tuple[int, Array]:
-    """A letter that may be repeated to the end, and the potential of that."""
-    k, m, ends = problem.model.vocabulary_size, problem.model.length, problem.model.eos
-    letters = [a for a in range(k) if a not in ends]
-    constant = np.repeat(np.array(letters)[:, None], m, axis=1)
-    values = _values(problem, constant)
-    known = concrete(values)
-    if known is None:
-        raise Unfit("the potential's values are not known inside jax.jit")
-    accepted = np.flatnonzero(np.isfinite(known))
-    if not len(accepted):
-        raise Unfit(
-            "the potential rejects every sequence of one letter repeated, so its terms cannot be "
-            "read off; multiply an exact.Automaton into an exact.Chain"
-        )
-    return letters[accepted[0]], values[int(accepted[0])]
+def _walks(first: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Random paths through what is possible, shape (n, m): few others may be accepted."""
+    m, size = len(edges) + 1, len(first)
+    alive = np.ones((m, size), dtype=bool)
+    for t in range(m - 2, -1, -1):
+        alive[t] = (edges[t] & alive[t + 1]).any(axis=1)
+    if not (first & alive[0]).any():
+        return np.empty((0, m), dtype=int)
+    rng = np.random.default_rng(0)
+    draw = lambda may: np.argmax(rng.random((CHECKS, size)) * may, axis=1)
+    paths = [draw(first & alive[0])]
+    for t in range(1, m):
+        paths.append(draw(edges[t - 1, paths[-1]] & alive[t]))
+    return np.stack(paths, axis=1)
 
 
 def check_sequences(problem: Problem) -> np.ndarray:
@@ -156,18 +142,26 @@ def check_sequences(problem: Problem) -> np.ndarray:
         rows.append(np.where(prefix, a, rng.integers(0, k, (16, 1))))
         period = 1 + np.arange(8)[:, None]
         rows.append((a + np.arange(m)[None, :] // period) % k)
-    return _ended(problem, np.concatenate(rows))
+    return ended(problem, np.concatenate(rows))
 
 
 def _compare(problem: Problem, tokens: np.ndarray, predicted: Array, form: str) -> None:
-    actual = _values(problem, tokens)
+    actual = values(problem, tokens)
     same = problem.agree(predicted, actual)
-    if not same.all():
-        i = int(np.argmin(same))
+    if same.all():
+        return
+    i = int(np.argmin(same))
+    found = f"of {shown(tokens[i])} it is {float(actual[i]):.6g}"
+    if float(predicted[i]) == -math.inf:
         raise Unfit(
-            f"the potential is not {form}: of {shown(tokens[i])} it is {float(actual[i]):.6g}, and "
-            f"the terms that single changes show add up to {float(predicted[i]):.6g}"
+            f"the potential's terms cannot be read off its values: {found}, and no accepted "
+            "sequence was found that shows each of its terms; multiply an exact.Automaton into the "
+            "target, or an exact.Chain"
         )
+    raise Unfit(
+        f"the potential is not {form}: {found}, and the terms that single changes show add up to "
+        f"{float(predicted[i]):.6g}"
+    )
 
 
 def shown(tokens: np.ndarray) -> str:

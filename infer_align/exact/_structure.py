@@ -144,8 +144,9 @@ def sequence_model(distribution: Any) -> SequenceModel | None:
 def _values(support: Array) -> Array | None:
     """None if the outcomes are the token ids themselves."""
     known = concrete(support)
-    integers = known is not None and np.issubdtype(known.dtype, np.integer)
-    return None if integers and (known == np.arange(len(known))).all() else support
+    if known is None or not np.issubdtype(known.dtype, np.integer):
+        return support
+    return None if (known == np.arange(len(known))).all() else support
 
 
 def _hidden(distribution: HasHiddenStates, event_shape: tuple[int, ...]) -> SequenceModel | None:

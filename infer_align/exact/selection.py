@@ -307,7 +307,7 @@ def best_of_poisson(law: RewardLaw, mu: Any = None, *, log_mu: Any = None) -> Fl
     """
     if (mu is None) == (log_mu is None) or (mu is not None and not mu >= 0):
         raise ValueError(f"give mu >= 0 or log_mu, one of them: got mu={mu} and log_mu={log_mu}")
-    if log_mu is None:
+    if mu is not None:
         log_mu = math.log(mu) if mu > 0 else -math.inf
     xp = namespace(law.log_prob)
     with np.errstate(over="ignore"):

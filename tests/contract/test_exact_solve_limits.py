@@ -21,6 +21,7 @@ from infer_align.jax import markov, memoryless
 
 P = np.array([0.5, 0.3, 0.2])
 LETTERS = np.array([1.0, -0.5, 0.3])
+FOLLOWS = torch.tensor([[1, 1, 0], [0, 0, 1], [1, 0, 0]]).bool()
 BY = {name: getattr(exact, f"by_{name}") for name in ("sequences", "types", "letters", "messages")}
 
 
@@ -61,7 +62,12 @@ def test_by_types_shows_two_orders_of_one_sequence_and_their_potentials():
         ("messages", lambda y: (y == 2).sum(-1) ** 2.0, "not a sum over neighbouring pairs"),
         ("letters", lambda y: 1.0 * (y[..., 1:] == 0).any(-1), "not a sum over positions"),
         ("messages", lambda y: ia.indicator((y[..., 1:] != y[..., :-1]).any(-1)),
+         "not a sum over neighbouring pairs: .* it is -inf"),
+        ("messages", lambda y: ia.indicator((y == torch.tensor([0, 1, 2, 0])).all(-1)),
          "rejects every sequence of one letter repeated"),
+        # 0 → 0 or 1, 1 → 2, 2 → 0: a single change of 0000 shows no 2.
+        ("messages", lambda y: ia.indicator(FOLLOWS[y[..., :-1], y[..., 1:]].all(-1)),
+         "cannot be read off its values: of .* multiply an exact.Automaton"),
     ],
 )  # fmt: skip
 def test_a_potential_of_another_form_is_refused_with_a_sequence_that_shows_it(
