@@ -47,7 +47,10 @@ Deltas = Annotated[
 WholeN = Annotated[
     bool, o.opt("Best of the whole number below exp(m·delta).", "--whole-n", panel=PANEL)
 ]
-Draws = Annotated[str, o.opt("n of best-of-n on a TARGET.py: 1,2,4,8.", "--n")]
+Draws = Annotated[
+    str | None,
+    o.opt("n of best-of-n on a TARGET.py: 1,2,4,8. Default: powers of 2 to 128.", "--n"),
+]
 AsJson = Annotated[bool, o.opt("Print every number at full precision, and nothing else.", "--json")]
 Out = Annotated[
     Path | None,
@@ -66,7 +69,7 @@ def exact(
     m: Lengths = None,
     delta: Deltas = None,
     whole_n: WholeN = False,
-    n: Draws = "1,2,4,8,16,32,64,128",
+    n: Draws = None,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
@@ -80,8 +83,12 @@ def exact(
     if memoryless:
         if target is not None:
             raise Stop("--memoryless takes its model from --p and --r: leave TARGET.py out")
+        if n is not None:
+            raise Stop("--n belongs to TARGET.py; with --memoryless n is exp(m·delta)")
         name, report = "memoryless", _memoryless(p, r, q, m, delta, whole_n=whole_n)
     else:
+        if whole_n:
+            raise Stop("--whole-n belongs to --memoryless; with TARGET.py --n says the numbers")
         name, report = _declared(target, given=(p, r, q, m), delta=delta, draws=n)
     if as_json:
         say(json.dumps(report))
@@ -92,7 +99,7 @@ def exact(
 
         folder = out or Path("runs") / f"exact-{name}"
         files = draw(report, folder)
-        if not as_json:
+        if files and not as_json:
             say(f"\nplots: {', '.join(str(file) for file in files)}")
 
 
@@ -114,7 +121,7 @@ def _memoryless(
 
 
 def _declared(
-    target: str | None, *, given: Sequence[str | None], delta: str | None, draws: str
+    target: str | None, *, given: Sequence[str | None], delta: str | None, draws: str | None
 ) -> tuple[str, Report]:
     if target is None:
         raise Stop("give TARGET.py, or --memoryless with --p, --r, --m and --delta")
@@ -126,12 +133,12 @@ def _declared(
         import jax
 
         jax.config.update("jax_enable_x64", True)  # noqa: FBT003 (this process is ours)
+    numbers = [_number_of_draws(x) for x in _listed(draws or "1,2,4,8,16,32,64,128", "--n")]
     loaded = load_any(path, name)
     program, contexts = (loaded.make(), ()) if numpyro else _pyro(loaded)
     from infer_align.exact import reports
 
     kls = [] if delta is None else _listed(delta, "--delta")
-    numbers = [float(x) for x in _listed(draws, "--n")]
     beta = loaded.option("BETA", 1.0)
     if loaded.option("BETA") is None:
         notice("the file has no BETA: rewards are log-potentials, at temperature 1")
@@ -157,6 +164,13 @@ def _listed(text: str | None, flag: str) -> list[str]:
     if not all(parts):
         raise Stop(f"{flag} is a list of numbers with commas, got {text!r}")
     return parts
+
+
+def _number_of_draws(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise Stop(f"--n is a list of numbers with commas, and {text!r} is none") from None
 
 
 def _print(report: Report) -> None:

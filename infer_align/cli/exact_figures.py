@@ -1,7 +1,7 @@
 """The plots of `infer-align exact`, as PNG files."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def _frontier(axis: Any, report: Report) -> None:
             label=f"best of exp(mδ), m = {m}",
         )  # fmt: skip
     axis.set(xlabel="KL to the prior, nats per token", ylabel="E[reward] per token")
-    axis.legend(fontsize=8)
+    _legend(axis)
 
 
 def _draws(axis: Any, report: Report) -> None:
@@ -158,34 +158,36 @@ def _rates(axis: Any, report: Report) -> None:
     rows = report["rate_function"]
     x = _column(rows, "reward")
     axis.plot(x, _column(rows, "prior"), color=INK, label="prior, I₀")
-    for (delta, _), colour in zip(rows[0]["tilt"].items(), COLOURS, strict=False):
+    for delta, colour in _coloured(rows[0]["tilt"]):
         tilt = np.array([row["tilt"][delta] for row in rows])
         bon = np.array([row["best_of_n"][delta] for row in rows])
         axis.plot(x, tilt, color=colour, label=f"tilt, δ = {delta}")
         finite = np.isfinite(bon)
-        axis.plot(
-            x[finite], bon[finite], color=colour, ls="--", label=f"best of exp(mδ), δ = {delta}"
-        )
+        axis.plot(x[finite], bon[finite], color=colour, ls="--")
         if finite.any():
             axis.axvline(x[finite][0], color=colour, ls=":", lw=0.8)
     top = np.nanmax(np.where(np.isfinite(_column(rows, "prior")), _column(rows, "prior"), np.nan))
-    axis.set(
-        xlabel="reward per token", ylabel="rate, nats per token", ylim=(-0.02 * top, 1.05 * top)
-    )
-    axis.legend(fontsize=7, ncol=2)
+    axis.set(xlabel="reward per token", ylabel="rate, nats per token")
+    if top > 0:
+        axis.set_ylim(-0.02 * top, 1.05 * top)
+    axis.plot([], [], color=INK, ls="--", label="best of exp(mδ)")
+    _legend(axis)
 
 
 def _kl_per_token(axis: Any, report: Report) -> None:
     """KL(best-of-n‖tilt) against length: per token it vanishes, in total it does not."""
-    for (delta, rows), colour in zip(_by_delta(report).items(), COLOURS, strict=False):
+    groups = _by_delta(report)
+    for delta, colour in _coloured(groups):
+        rows = groups[delta]
         m, kl = _column(rows, "m"), _column(rows, "kl_bon_tilt")
         keep = np.isfinite(kl) & (kl > 0)
         if keep.any():
-            axis.plot(m[keep], kl[keep], "o-", color=colour, label=f"per token, δ = {delta:g}")
-            axis.plot(m[keep], (m * kl)[keep], "s:", color=colour, lw=1, ms=3, label="total")
+            axis.plot(m[keep], kl[keep], "o-", color=colour, label=f"δ = {delta:g}, per token")
+            axis.plot(m[keep], (m * kl)[keep], "s:", color=colour, lw=1, ms=3)
     axis.set(xscale="log", yscale="log", xlabel="tokens m", ylabel="KL(best-of-n‖tilt), nats")
     if axis.lines:
-        axis.legend(fontsize=7, ncol=2)
+        axis.plot([], [], "s:", color=INK, lw=1, ms=3, label="in total")
+        _legend(axis)
 
 
 def _by_delta(report: Report) -> dict[float, list[Mapping[str, Any]]]:
@@ -201,13 +203,32 @@ def _renyi(axis: Any, report: Report) -> None:
     order = _column(rows, "order")
     shown = np.where(np.isfinite(order), order, 1.35 * order[np.isfinite(order)].max())
     axis.plot(shown, _column(rows, "prior"), "o-", ms=3, color=INK, label="prior")
-    for (delta, _), colour in zip(rows[0]["tilt"].items(), COLOURS, strict=False):
+    for delta, colour in _coloured(rows[0]["tilt"]):
         values = np.array([row["tilt"][delta] for row in rows])
         axis.plot(shown, values, "o-", ms=3, color=colour, label=f"tilt, δ = {delta}")
     ticks = [x for x in (0, 1, 2, 3, 5, 10) if x <= order[np.isfinite(order)].max()]
     axis.set_xticks([*ticks, float(shown[-1])], [*map(str, ticks), "∞"])
     axis.set(xlabel="order α", ylabel="H_α(·‖q), q = softmax(r), nats")
-    axis.legend(fontsize=8)
+    _legend(axis)
+
+
+def _legend(axis: Any) -> None:
+    """Inside the axes, or beside them where many curves leave no room."""
+    if len(axis.get_legend_handles_labels()[0]) <= 6:
+        axis.legend(fontsize=8)
+    else:
+        axis.figure.legend(fontsize=8, loc="outside right upper")
+
+
+def _coloured(keys: Iterable[Any]) -> list[tuple[Any, Any]]:
+    """Each with a colour of its own."""
+    from matplotlib import colormaps
+
+    known = list(keys)
+    if len(known) <= len(COLOURS):
+        return list(zip(known, COLOURS, strict=False))
+    shades = colormaps["viridis"](np.linspace(0, 0.95, len(known)))
+    return list(zip(known, shades, strict=True))
 
 
 def _shades(count: int) -> list[Any]:

@@ -291,6 +291,9 @@ def memoryless_law(
     """Log-probabilities of the sum of m letters, and how many of them are not resolved."""
     if m == 0 or x.max() == 0:
         return np.zeros(1), 0
+    if len(places := np.unique(x)) < len(x):  # rounded to the same
+        log_p = np.array([np.logaddexp.reduce(log_p[x == place]) for place in places])
+        x = places
     size = m * int(x.max()) + 1
     if attainable is None:
         attainable = attainable_sums(x, m)

@@ -16,7 +16,7 @@ from infer_align.divergences import reverse_kl, total_variation
 from infer_align.exact._build import reward_law, whole_length
 from infer_align.exact._law import RewardLaw
 from infer_align.exact._letters import merged_letters
-from infer_align.exact._potential import additive_letters, potential_law
+from infer_align.exact._potential import Letters, additive_letters, potential_law
 from infer_align.exact._problem import distribution_of, problem_of
 from infer_align.exact._rewards import ExactRewards, exact_rewards, fraction
 from infer_align.exact._solve import solve
@@ -24,6 +24,7 @@ from infer_align.exact._structure import as_target, listed_support
 from infer_align.exact.asymptotics import rate, rate_of_best_of_n, renyi_cross_entropy
 from infer_align.exact.selection import best_of_n, kl_bound, log_kl_to_best_of_n
 from infer_align.exact.tilts import beta_for_kl, frontier, small_kl_expansion
+from infer_align.targets import Target
 
 __all__ = [
     "Model",
@@ -166,6 +167,11 @@ def declared(
         `memoryless`, where tokens are independent and rewards additive, for sequences of
         1, 2, 4, ... tokens up to the target's length.
 
+    Raises
+    ------
+    ValueError
+        If the target has no exact solution; for ``kls`` beside a target that is not memoryless.
+
     Examples
     --------
     >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -199,23 +205,35 @@ def declared(
         return report
     report["frontier"] = frontier_rows(law)
     report["draws"] = [_draws_row(law, n) for n in draws]
-    if listed_support(distribution_of(target, contexts)) is None:
-        letters = additive_letters(problem_of(target, contexts), scale=scale)
-        if letters is not None and letters.length > 1:
-            lengths = [2**i for i in range(letters.length.bit_length())]
-            lengths = sorted({*(x for x in lengths if x < letters.length), letters.length})
-            most = reward_law(letters.probs, letters.rewards).kl_max / 2
-            kls = kls or [f"{most * x:.3g}" for x in (0.05, 0.2, 0.4, 0.7, 1.0)]
-            per_token = memoryless(letters.probs, letters.rewards, lengths, kls)
-            report["per_token_frontier"] = per_token.pop("frontier")
-            report |= per_token
+    letters = _letters_of(target, contexts, scale)
+    if letters is not None:
+        lengths = [2**i for i in range(letters.length.bit_length())]
+        lengths = sorted({*(x for x in lengths if x < letters.length), letters.length})
+        most = reward_law(letters.probs, letters.rewards).kl_max / 2
+        kls = kls or [f"{most * x:.3g}" for x in (0.05, 0.2, 0.4, 0.7, 1.0)]
+        per_token = memoryless(letters.probs, letters.rewards, lengths, kls)
+        report["per_token_frontier"] = per_token.pop("frontier")
+        report |= per_token
+    elif kls:
+        raise ValueError(
+            "KL budgets per token need independent tokens with additive rewards, and target "
+            f"{target.name!r} has none; leave them out (its frontier is in totals)"
+        )
     return report
+
+
+def _letters_of(target: Target, contexts: tuple[Any, ...], scale: float | int) -> Letters | None:
+    """Letters of a memoryless target of several tokens, or None."""
+    if listed_support(distribution_of(target, contexts)) is not None:
+        return None
+    letters = additive_letters(problem_of(target, contexts), scale=scale)
+    return letters if letters is not None and letters.length > 1 else None
 
 
 def _draws_row(law: RewardLaw, n: float | int) -> dict[str, float]:
     """Best-of-n beside the tilt of the same KL; totals over the sequence."""
     bon = best_of_n(law, n)
-    kl = max(float(law.kl_to_prior(bon)), 0.0)
+    kl = max(float(law.kl_to_prior(bon)), 0.0) if n != 1 else 0.0  # of rounding, not of one draw
     beta = float(beta_for_kl(law, kl))
     tilt = law.tilt(beta)
     return {
@@ -225,6 +243,11 @@ def _draws_row(law: RewardLaw, n: float | int) -> dict[str, float]:
         "tv": float(law.divergence(total_variation, bon, tilt)),
         "win_rate": float(law.win_rate(bon)),
     }  # fmt: skip
+
+
+def _key(kl: float) -> str:
+    """A budget as written, which six digits may not tell from another."""
+    return f"{kl!r}".removesuffix(".0")
 
 
 def _budget(kl: Any) -> Fraction:
@@ -301,8 +324,8 @@ def rate_rows(m: Model, kls: Sequence[float]) -> list[dict[str, Any]]:
         {
             "reward": x,
             "prior": rate(m.letter, x),
-            "tilt": {f"{kl:g}": rate(m.letter, x, beta=float(p.beta)) for kl, p in points.items()},
-            "best_of_n": {f"{kl:g}": rate_of_best_of_n(m.letter, x, kl) for kl in kls},
+            "tilt": {_key(kl): rate(m.letter, x, beta=float(p.beta)) for kl, p in points.items()},
+            "best_of_n": {_key(kl): rate_of_best_of_n(m.letter, x, kl) for kl in kls},
         }
         for x in sorted(grid)
     ]
@@ -321,7 +344,7 @@ def renyi_rows(m: Model, kls: Sequence[float]) -> list[dict[str, Any]]:
     """
     log_q = m.values - np.logaddexp.reduce(m.values)
     with np.errstate(divide="ignore"):
-        laws = {f"{row['delta']:g}": np.log(row["probs"]) for row in tilt_rows(m, kls)}
+        laws = {_key(row["delta"]): np.log(row["probs"]) for row in tilt_rows(m, kls)}
         log_p = np.log(m.probs)
     return [
         {
@@ -376,8 +399,8 @@ def best_of_n_row(m: Model, law: RewardLaw, kl: Any, *, whole_n: bool = False) -
         "reward_bon": float(law.expected_reward(bon)) / length,
         "kl_bon_prior": float(law.kl_to_prior(bon)) / length,
         "kl_bon_tilt": _kl_to_tilt(law, bon, tilt, beta) / length,
-        "tv": float(law.divergence(total_variation, bon, tilt)),
-        "win_rate": float(law.win_rate(bon)),
+        "tv": min(float(law.divergence(total_variation, bon, tilt)), 1.0),
+        "win_rate": min(float(law.win_rate(bon)), _most(log_n)),
         "kl_bound": _kl_bound(log_n) / length,
         "log_kl_tilt_bon": log_kl_to_best_of_n(law, tilt, log_n=log_n),
         "engine": law.engine, "exact": law.exact,
@@ -395,6 +418,11 @@ def _kl_to_tilt(law: RewardLaw, bon: Any, tilt: Any, beta: float) -> float:
 def _kl_bound(log_n: float) -> float:
     """log n − (n − 1)/n, whatever the size of n."""
     return float(kl_bound(math.exp(log_n))) if log_n < 700 else log_n - 1
+
+
+def _most(log_n: float) -> float:
+    """n/(n + 1), the win rate without ties."""
+    return 1 / (1 + math.exp(-log_n))
 
 
 def _bounds(m: Model, law: RewardLaw, row: dict[str, Any]) -> dict[str, list[float]]:
@@ -419,7 +447,7 @@ def _bounds(m: Model, law: RewardLaw, row: dict[str, Any]) -> dict[str, list[flo
         to_tilt = [max(ends[0], 0.0), ends[1]]
     shift = np.searchsorted(law.rewards, law.rewards - 2 * off, side="left")
     below = np.concatenate([[0.0], np.exp(law.log_cdf)])[shift]
-    most = 1 / (1 + math.exp(-log_n))
+    most = _most(log_n)
     return {
         "reward_bon": [max(reward[0], low), min(reward[1], high)],
         "kl_bon_prior": prior, "kl_bon_tilt": to_tilt,
@@ -434,11 +462,14 @@ def _apart(m: Model, law: RewardLaw, bon: Any, beta: float) -> float:
     tilt = reward_law(probs, m.rewards, law.length)
     above = lambda log_mass: np.append(np.cumsum(np.exp(log_mass)[::-1])[::-1], 0.0)
     ours, theirs = above(bon), above(tilt.log_prob)
-    here = np.searchsorted(law.rewards, law.rewards + law.error, side="left")
-    there = np.searchsorted(tilt.rewards, law.rewards - tilt.error, side="left")
+    # Levels are floats: a little more than the error, so that none is on the wrong side.
+    slack = 1e-9 * law.error + 1e-12 * float(np.abs(law.rewards).max())
+    off, their_off = law.error + slack, tilt.error + slack
+    here = np.searchsorted(law.rewards, law.rewards + off, side="left")
+    there = np.searchsorted(tilt.rewards, law.rewards - their_off, side="left")
     sure, at_most = ours[here], theirs[there]
-    back = np.searchsorted(law.rewards, law.rewards - law.error, side="left")
-    ahead = np.searchsorted(tilt.rewards, law.rewards + tilt.error, side="left")
+    back = np.searchsorted(law.rewards, law.rewards - off, side="left")
+    ahead = np.searchsorted(tilt.rewards, law.rewards + their_off, side="left")
     return float(max((sure - at_most).max(), (theirs[ahead] - ours[back]).max(), 0.0))
 
 
