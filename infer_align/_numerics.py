@@ -110,6 +110,7 @@ def concrete(x: Array) -> np.ndarray | None:
     except TypeError:  # a JAX tracer; outside jit its entries are still known
         try:
             flat = namespace(x).reshape(x, (-1,))
-            return np.array([flat[i].item() for i in range(flat.shape[0])]).reshape(x.shape)
+            entries = [flat[i].item() for i in range(flat.shape[0])]
+            return np.array(entries, dtype=x.dtype).reshape(x.shape)
         except TypeError:
             return None

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from infer_align._numerics import Array, namespace
+from infer_align._numerics import Array, concrete, namespace
 from infer_align.exact._automaton import Automaton
 from infer_align.exact._build import whole_length
 from infer_align.exact._chain_law import chain_law
@@ -101,7 +101,8 @@ class Chain:
     log_final: Any = None
 
     def __post_init__(self) -> None:
-        initial, transition = (_as_array(x) for x in (self.initial, self.transition))
+        final = np.zeros(np.shape(self.initial)) if self.log_final is None else self.log_final
+        initial, transition, final = _alike(self.initial, self.transition, final)
         states = initial.shape[0] if len(initial.shape) == 1 else 0
         if not states or tuple(transition.shape) != (states, states):
             raise ValueError(
@@ -112,7 +113,6 @@ class Chain:
         for i in range(states):
             check_normalised(transition[i], f"transition probabilities from state {i}")
         tokens = np.arange(states) if self.tokens is None else np.asarray(self.tokens)
-        final = np.zeros(states) if self.log_final is None else self.log_final
         for name, value in (
             ("initial", initial), ("transition", transition), ("tokens", tokens),
             ("log_final", final), ("length", whole_length(self.length)),
@@ -153,7 +153,7 @@ class Chain:
         >>> round(float(chain.solve(beta=1.0).log_z), 6)
         5.80606
         """
-        initial, transition, emission = (_as_array(x) for x in (initial, transition, emission))
+        initial, transition, emission = _alike(initial, transition, emission)
         xp = namespace(initial, transition, emission)
         hidden, letters = emission.shape
         if tuple(transition.shape) != (hidden, hidden) or tuple(initial.shape) != (hidden,):
@@ -199,8 +199,7 @@ class Chain:
 
     def _logs(self) -> tuple[Array, Array, Array]:
         """Log initial, log transitions and log final weights, in the library of the arrays."""
-        xp = namespace(self.initial, self.transition)
-        return _safe_log(self.initial), _safe_log(self.transition), xp.asarray(self.log_final)
+        return _safe_log(self.initial), _safe_log(self.transition), self.log_final
 
     def solve(self, beta: Any = math.inf) -> ChainSolution:
         r"""The tilt at a temperature, exactly, at this length: kernels that look ahead.
@@ -229,7 +228,8 @@ class Chain:
         messages: Messages = solve_chain(
             first + theta * first_rewards, edges + theta * edge_rewards, last, self.length
         )
-        if bool(messages.log_z == -math.inf):
+        known = concrete(messages.log_z)
+        if known is not None and known == -math.inf:
             raise ValueError("the chain accepts no sequence of this length, so it has no law")
         reward = messages.expectation(first_rewards, edge_rewards)
         return ChainSolution(
@@ -267,7 +267,7 @@ class Chain:
         units = [unit.value() for unit in self._exact.units]
         edges = [combine(key, units) for key in self._exact.keys[: self.states**2]]
         exact = np.array(edges, dtype=object).reshape(self.states, self.states)
-        return PerronFamily(np.asarray(_safe_log(self.transition)), self._values[0], exact)
+        return PerronFamily(_plain(_safe_log(self.transition)), self._values[0], exact)
 
     def reward_law(self) -> RewardLaw:
         """The law of the total reward, given that the sequence is accepted.
@@ -283,9 +283,9 @@ class Chain:
         Raises
         ------
         ValueError
-            If there are too many levels for either, or nothing is accepted.
+            If there are too many levels for either, or nothing is accepted; inside ``jax.jit``.
         """
-        first, edges, last = (np.asarray(x) for x in self._logs())
+        first, edges, last = (_plain(x) for x in self._logs())
         return chain_law(first, edges, last, self._exact, self.tokens, self.length)
 
     def constrain(self, automaton: Automaton) -> "Chain":
@@ -316,7 +316,7 @@ class Chain:
         0.595
         """
         table = automaton.by_token(self.tokens)  # of the next state, by state of the chain
-        initial, transition = np.asarray(self.initial), np.asarray(self.transition)
+        initial, transition = _plain(self.initial), _plain(self.transition)
         start = [(i, int(table[automaton.start, i])) for i in range(self.states)]
         pairs = {pair: None for pair in start if initial[pair[0]] > 0}
         stack = list(pairs)
@@ -333,7 +333,7 @@ class Chain:
         follows = table[inner][:, state] == inner[None, :]
         begins = np.array([pair == start[pair[0]] for pair in known])
         n, edges = self.states, self._exact
-        final = np.asarray(self.log_final)[state]
+        final = _plain(self.log_final)[state]
         return Chain(
             np.where(begins, initial[state], 0.0),
             np.where(follows, transition[state][:, state], 0.0),
@@ -403,8 +403,24 @@ def _perron(log_transition: np.ndarray, rewards: np.ndarray) -> PerronFamily:
     return PerronFamily(log_transition, rewards, exact.reshape(rewards.shape))
 
 
-def _as_array(x: Any) -> Array:
-    return x if hasattr(x, "shape") else np.asarray(x, dtype=float)
+def _alike(*values: Any) -> list[Array]:
+    """Arrays of one library: that of the given arrays that are not NumPy's, if there are any."""
+    theirs = [x for x in values if hasattr(x, "shape") and not isinstance(x, np.ndarray)]
+    if not theirs:
+        return [np.asarray(x, dtype=float) for x in values]
+    xp, like = namespace(*theirs), theirs[0]
+    own = {id(x) for x in theirs}
+    return [
+        x if id(x) in own else xp.asarray(np.asarray(x, dtype=float), dtype=like.dtype)
+        for x in values
+    ]
+
+
+def _plain(x: Array) -> np.ndarray:
+    known = concrete(x)
+    if known is None:
+        raise ValueError("this needs the chain's numbers, not tracers; compute it outside jax.jit")
+    return known
 
 
 def _safe_log(p: Array) -> Array:

@@ -255,3 +255,28 @@ def test_other_refusals_say_what_is_wrong(monkeypatch):
     monkeypatch.setattr(_chain_law, "MAX_PARTIAL", 1000)
     with pytest.raises(ValueError, match=r"over 1,000 pairs .* a coarser lattice, or shorten"):
         Chain(*FOUR, log_rewards(LOG_Q), 20).reward_law()
+
+
+@pytest.mark.parametrize("array", [jnp.array, torch.tensor])
+def test_lists_join_the_library_of_the_arrays(array):
+    transition = [[0.9, 0.1], [0.3, 0.7]]
+    want = Chain([0.5, 0.5], transition, [0, 1], 5)
+    chain = Chain([0.5, 0.5], array(transition), [0, 1], 5, log_final=[0.0, 0.0])
+    assert type(chain.initial) is type(chain.transition)
+    assert float(chain.solve(0.5).log_z) == pytest.approx(float(want.solve(0.5).log_z), rel=1e-6)
+    np.testing.assert_allclose(chain.reward_law().log_prob, want.reward_law().log_prob, rtol=1e-5)
+
+
+def test_the_law_of_a_chain_that_is_being_differentiated():
+    rows = [[0.9, 0.1], [0.3, 0.7]]
+    table = torch.tensor(rows, dtype=torch.float64, requires_grad=True)
+    law = Chain([0.5, 0.5], table, [0, 1], 5).reward_law()
+    want = Chain([0.5, 0.5], rows, [0, 1], 5).reward_law()
+    np.testing.assert_allclose(law.log_prob, want.log_prob, rtol=1e-12)
+    build = lambda x: Chain([0.5, 0.5], x, [0, 1], 5)
+    gradient = jax.grad(lambda x: build(x).solve(0.5).log_z)(jnp.array(rows, dtype=jnp.float32))
+    assert np.isfinite(gradient).all()
+    log_z = jax.jit(lambda x: build(x).solve(0.5).log_z)(jnp.array(rows))
+    assert float(log_z) == pytest.approx(float(build(rows).solve(0.5).log_z), rel=1e-6)
+    with pytest.raises(ValueError, match=r"compute it outside jax\.jit"):
+        jax.jit(lambda x: build(x).reward_law().log_prob)(jnp.array(rows))
