@@ -61,7 +61,9 @@ def surroundings(problem: Problem) -> np.ndarray:
     return around
 
 
-def _bridges(problem: Problem, around: np.ndarray, good: np.ndarray, budget: int) -> tuple[int, int]:
+def _bridges(
+    problem: Problem, around: np.ndarray, good: np.ndarray, budget: int
+) -> tuple[int, int]:
     """Accept letters between beginnings and ends that are; how many were found, tokens spent."""
     m = around.shape[-1]
     found = spent = 0

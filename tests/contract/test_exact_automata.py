@@ -152,7 +152,9 @@ def test_a_chain_that_accepts_nothing_is_an_error_that_says_so():
         with pytest.raises(ValueError, match="accepts no sequence"):
             solve()
     assert float(chain.log_accept) == -math.inf
-    with pytest.raises(ValueError, match=r"knows tokens 0..1, got token 2; give it a column for each"):
+    with pytest.raises(
+        ValueError, match=r"knows tokens 0..1, got token 2; give it a column for each"
+    ):
         Chain(*M1, [0, 1, 2], 4).constrain(Automaton([[0, 0]], [True]))
 
 

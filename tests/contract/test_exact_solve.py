@@ -129,6 +129,17 @@ TARGETS = {
     "bigrams of a chain": (tilt(TorchChain(), bigrams, 0.5), MESSAGES),
     "a bigram forbidden": (condition(TORCH_IID, no_bigram(1, 2)), MESSAGES),
     "a bigram to the first letter forbidden": (condition(TORCH_IID, no_bigram(1, 0)), MESSAGES),
+    "no letter twice in a row": (
+        condition(tilt(TorchChain(), bigrams, 0.5), lambda y: (y[..., 1:] != y[..., :-1]).all(-1)),
+        MESSAGES,
+    ),
+    "1 between two 0 alone": (
+        condition(ADDITIVE, lambda y: no_bigram(1, 1)(y) & no_bigram(1, 2)(y) & no_bigram(2, 1)(y)),
+        MESSAGES,
+    ),
+    "an end required": (
+        condition(ends(TorchChain(eos=(2,))), lambda y: (y == 2).any(-1)), MESSAGES
+    ),
     "an automaton": (product(ADDITIVE, SOME_ONE), MESSAGES),
     "two automata": (product(TorchChain(), SOME_ONE, letters(), EVEN_ZEROS), MESSAGES),
     "an automaton in numpyro": (product(JAX_IID, letters(), EVEN_ZEROS), MESSAGES),

@@ -3,7 +3,10 @@
 import json
 import math
 
+import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
 from infer_align.exact import _engines, log_rewards, reports, reward_law
@@ -142,3 +145,24 @@ def test_whole_numbers_of_draws_that_are_written_as_logarithms():
     large = reports.best_of_n_row(model, law, "40", whole_n=True)
     assert large["log_n"] == 120.0
     assert large["kl_bon_tilt"] == math.inf
+
+
+def test_budgets_per_token_need_independent_tokens():
+    def program():
+        y = numpyro.sample("y", dist.Categorical(jnp.array(P)).expand([3]).to_event(1))
+        numpyro.factor("reward", 1.0 * jnp.sum(y[..., 1:] == y[..., :-1], axis=-1))
+
+    assert "frontier" in reports.declared(program)
+    with pytest.raises(ValueError, match="KL budgets per token need independent tokens"):
+        reports.declared(program, kls=["0.1"])
+
+
+def test_best_of_one_is_the_prior_to_the_last_digit():
+    def program():
+        y = numpyro.sample("y", dist.Categorical(jnp.array([0.1] * 10)))
+        numpyro.factor("reward", 0.3 * y)
+
+    one, two = reports.declared(program, draws=[1, 2])["draws"]
+    assert one["kl"] == one["kl_bon_tilt"] == 0.0
+    assert one["beta"] == math.inf
+    assert two["kl"] > 0.1
