@@ -69,7 +69,7 @@ def chain_law(
         rewards[order], log_total[kept] - log_accept, length, "partial rewards",
         f"{size}, {len(kept):,} different totals", lambda: keys[kept],
         lambda values: model.level_mean(_by_token(values, model))[kept],
-        make_edges=lambda: model,
+        make_edges=lambda: model, make_above=exact.above(lambda: keys[kept]),
     )  # fmt: skip
 
 
@@ -194,6 +194,7 @@ def _on_lattice(
     return RewardLaw(
         base + step * levels, full[levels], model.length, "tilted FFT", reason, keys, level_mean,
         step if lattice.size > 1 else None, make_edges=lambda: model,
+        make_above=lambda level: step * (levels - levels[level]),
     )  # fmt: skip
 
 

@@ -85,6 +85,7 @@ def on_lattice(
     law = RewardLaw(
         xp.asarray(rewards), log_prob, m, engine, reason, keys, level_mean,
         step if size > 1 else None, make_edges=lambda: letters.edges(m),
+        make_above=lambda level: step * (levels - levels[level]),
     )  # fmt: skip
     return law, unresolved
 
@@ -96,13 +97,14 @@ def by_types(letters: Letters, m: int) -> RewardLaw:
     log_level = table.level_log_prob(log_type)
     lattice = letters.rewards.lattice()
     units = [unit.value() for unit in letters.rewards.units]
+    codes = functools.cache(lambda: table.representatives() @ whole_numbers(letters.codes(m), m))
     return RewardLaw(
         namespace(letters.log_p).asarray(table.rewards), log_level, m, "types",
         f"{len(table.order):,} count vectors of {len(letters.groups)} letters",
-        lambda: table.representatives() @ whole_numbers(letters.codes(m), m),
+        codes,
         lambda values: table.level_mean(log_type, log_level, letters.merged(values)),
         None if lattice is None else abs(float(combine(lattice[1], units))),
-        make_edges=lambda: letters.edges(m),
+        make_edges=lambda: letters.edges(m), make_above=letters.rewards.above(codes),
     )  # fmt: skip
 
 

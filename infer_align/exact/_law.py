@@ -18,10 +18,13 @@ from infer_align._numerics import (
     namespace,
 )
 from infer_align.divergences import FDivergence, reverse_kl
-from infer_align.exact._edges import Edges
+from infer_align.exact._edges import Edges, whole_numbers
 from infer_align.exact._rewards import combine, exact_rewards
 
 LevelMean = Callable[[Array], Array]
+
+FLOATS_DO = 1e4
+"""θ·reward up to which the rounding of rewards moves no tilt: 1e-16 of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +68,8 @@ class RewardLaw:
         Letter values (k,) → E[Σ_t values[y_t] | level], shape (L,).
     make_edges : callable, optional
         Makes the sequence model behind an exact law, for `autoregressive`.
+    make_above : callable, optional
+        Index of a level → rewards minus that level's, without the rounding of either, shape (L,).
 
     Examples
     --------
@@ -87,6 +92,7 @@ class RewardLaw:
     error: float = 0.0
     log_error: float = 0.0
     make_edges: Callable[[], Edges] | None = field(default=None, repr=False)
+    make_above: Callable[[int], np.ndarray] | None = field(default=None, repr=False)
 
     @classmethod
     def of_outcomes(
@@ -148,9 +154,11 @@ class RewardLaw:
             return total / xp.exp(level_log_prob)
 
         first = np.array([g[0] for g in groups])
+        keys = whole_numbers(codes[first].tolist(), 2)
         return cls(
             xp.asarray(exact.take(first.tolist()).values()), level_log_prob, length, "listing",
-            f"{len(members)} outcomes listed", lambda: codes[first], level_mean,
+            f"{len(members)} outcomes listed", lambda: keys, level_mean,
+            make_above=exact.above(lambda: keys),
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -197,6 +205,30 @@ class RewardLaw:
         from_above = log1mexp(xp.where(high, self.log_above, -1.0))
         return xp.where(high, from_above, cumulative_logsumexp(self.log_prob))
 
+    def above(self, level: int) -> Array:
+        """Rewards minus that of a level, shape (L,).
+
+        Where rewards are rational, without the rounding of either: two that are closer than floats
+        of their size can tell are still so far apart.
+
+        Parameters
+        ----------
+        level : int
+            Index; -1 is the highest level.
+        """
+        if self.make_above is None or not isinstance(self.log_prob, np.ndarray):
+            return self.rewards - self.rewards[level]
+        return self.make_above(level)
+
+    def _centred(self, theta: Any) -> tuple[Any, Array]:
+        """A reward, and all rewards minus it; near the tilt's mass if rounding would show there."""
+        if not isinstance(self.log_prob, np.ndarray) or not isinstance(theta, int | float):
+            return 0.0, self.rewards
+        if abs(theta) * max(abs(self.rewards[0]), abs(self.rewards[-1])) < FLOATS_DO:
+            return 0.0, self.rewards
+        mode = int(np.argmax(self.log_prob + theta * self.above(-1 if theta > 0 else 0)))
+        return float(self.rewards[mode]), self.above(mode)
+
     def cumulants(self, theta: Any) -> tuple[Any, Any, Any, Any]:
         """Λ(θ) = log E[exp(θ r)] and its first three derivatives: mean, variance, third.
 
@@ -206,12 +238,14 @@ class RewardLaw:
             Inverse temperature, any real number.
         """
         xp = namespace(self.log_prob)
-        log_tilt = self.log_prob + theta * self.rewards
+        centre, rewards = self._centred(theta)
+        log_tilt = self.log_prob + theta * rewards
         log_z = logsumexp(log_tilt, axis=0)
         p = xp.exp(log_tilt - log_z)
-        mean = xp.sum(p * self.rewards)
-        centred = self.rewards - mean
-        return log_z, mean, xp.sum(p * centred**2), xp.sum(p * centred**3)
+        mean = xp.sum(p * rewards)
+        centred = rewards - mean
+        variance, third = xp.sum(p * centred**2), xp.sum(p * centred**3)
+        return theta * centre + log_z, centre + mean, variance, third
 
     def kl_of_tilt(self, theta: Any) -> Any:
         """KL of the tilt at inverse temperature θ to the prior, accurate however small.
@@ -221,8 +255,9 @@ class RewardLaw:
         theta : float
         """
         xp = namespace(self.log_prob)
-        at_prior = xp.sum(xp.exp(self.log_prob) * self.rewards)
-        log_t = theta * (self.rewards - at_prior)
+        _, rewards = self._centred(theta)
+        at_prior = xp.sum(xp.exp(self.log_prob) * rewards)
+        log_t = theta * (rewards - at_prior)
         log_t = log_t - logsumexp(self.log_prob + log_t, axis=0)
         known = concrete(log_t)
         if known is None or not np.abs(known).max() < 0.01:
@@ -236,7 +271,11 @@ class RewardLaw:
     def _tilted(self, theta: Any) -> Array:
         """Log-masses of the tilt at inverse temperature θ."""
         # Relative to its own mean, so that products stay small where the mass is.
-        log_tilt = self.log_prob + theta * (self.rewards - self.cumulants(theta)[1])
+        xp = namespace(self.log_prob)
+        _, rewards = self._centred(theta)
+        log_tilt = self.log_prob + theta * rewards
+        mean = xp.sum(xp.exp(log_tilt - logsumexp(log_tilt, axis=0)) * rewards)
+        log_tilt = self.log_prob + theta * (rewards - mean)
         return log_tilt - logsumexp(log_tilt, axis=0)
 
     @property

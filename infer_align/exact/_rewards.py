@@ -10,7 +10,7 @@ exactly if the sums of their keys agree, whatever floats say.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from fractions import Fraction
@@ -78,6 +78,27 @@ class ExactRewards:
         if decimal and np.abs(totals).max() * denominator < 2**50:
             return np.rint(totals * denominator) / denominator
         return totals
+
+    def above(self, codes: Callable[[], np.ndarray]) -> "Callable[[int], np.ndarray] | None":
+        """Sums minus one of them, from their exact codes: floats might not tell them apart.
+
+        None where there are several units, and codes do not subtract like rewards.
+
+        Parameters
+        ----------
+        codes : callable
+            Makes the codes, shape (L,), when they are asked for.
+        """
+        first, *others = self.units
+        if others:
+            return None
+        unit = float(first.value())
+
+        def above(level: int) -> np.ndarray:
+            known = codes()
+            return (known - known[level]).astype(float) * unit
+
+        return above
 
     def take(self, letters: Sequence[int]) -> "ExactRewards":
         """The rewards of some letters."""

@@ -115,7 +115,8 @@ def covariance(law: RewardLaw, gold: Any, beta: Any = math.inf) -> Any:
 def _covariance(law: RewardLaw, means: Any, beta: Any) -> Any:
     tilt = law.tilt(beta)
     centred = means - law.expectation(means, tilt)
-    return law.expectation(centred * (law.rewards - law.expected_reward(tilt)), tilt)
+    rewards = law.above(-1)
+    return law.expectation(centred * (rewards - law.expectation(rewards, tilt)), tilt)
 
 
 def peak(law: RewardLaw, gold: Any) -> Peak | None:

@@ -71,7 +71,7 @@ def optimum(law: RewardLaw, divergence: FDivergence, beta: float | int) -> Optim
     """
     law, beta = law.known(), float(check_beta(beta))
     if _piecewise_linear(divergence):
-        moved = law.rewards[-1] - law.rewards > beta * _price(divergence)
+        moved = -law.above(-1) > beta * _price(divergence)
         return _summary(law, divergence, beta, _moved_up(law, np.where(moved, 1.0, 0.0)))
     return _summary(law, divergence, beta, law.log_prob + _log_ratio(law, divergence, beta))
 
@@ -123,7 +123,7 @@ def optimum_for_budget(law: RewardLaw, divergence: FDivergence, budget: float | 
     spent = lambda log_beta: float(
         divergence(law.log_prob + _log_ratio(law, divergence, math.exp(log_beta)), law.log_prob)
     )
-    low = high = math.log(float(law.rewards[-1] - law.rewards[0]))
+    low = high = math.log(float(law.above(0)[-1]))
     while spent(low) < budget:
         low -= 1.0
     while spent(high) > budget:
@@ -138,7 +138,7 @@ def _log_ratio(law: RewardLaw, divergence: FDivergence, beta: float) -> np.ndarr
     The unknown is that of the highest level: there the slope f′ may come within rounding of its
     supremum, so that ν itself would not do.
     """
-    gaps = (law.rewards[-1] - law.rewards) / beta
+    gaps = -law.above(-1) / beta
 
     def ratios(top: float) -> np.ndarray:
         slope = float(divergence.f_prime(np.array(top)))
@@ -201,7 +201,7 @@ def _spend(law: RewardLaw, divergence: FDivergence, budget: float) -> Optimum:
     share = np.where(left >= mass, np.where(left > 0, 1.0, 0.0), left / np.maximum(mass, 1e-300))
     share[-1] = 0.0
     last = int(np.flatnonzero(share > 0)[-1])
-    slope = float(law.rewards[-1] - law.rewards[last]) / price
+    slope = float(law.above(last)[-1]) / price
     return _summary(law, divergence, slope, _moved_up(law, share))
 
 
@@ -225,7 +225,7 @@ def _dual(law: RewardLaw, divergence: FDivergence, beta: float, log_policy: np.n
     top = log_policy[-1:] - law.log_prob[-1:]
     slope = float(divergence.f_prime(top)[0])
     nu = float(law.rewards[-1]) - beta * slope
-    s = (law.rewards - nu) / beta
+    s = slope + law.above(-1) / beta
     log_t = log_policy - law.log_prob
     # f*(s) = s t − f(t) where s = f′(t), and −f(0) below f′(0); f(t) is summed as a divergence.
     mass = np.exp(log_policy)

@@ -258,7 +258,7 @@ def soft_best_of_n(
     law = law.known()
     if log_n == 0:
         return law.log_prob
-    log_p, log_w = law.log_prob, (law.rewards - law.rewards[-1]) / temperature
+    log_p, log_w = law.log_prob, law.above(-1) / temperature
     if -log_w[0] > 100_000:
         raise ValueError(
             f"a temperature of {temperature} is less than a hundred-thousandth of the range of "
@@ -383,7 +383,7 @@ def sampling_costs(law: RewardLaw, beta: Any) -> Costs:
     return Costs(
         law.kl_of_tilt(theta),
         law.cumulants(2 * theta)[0] - 2 * log_z,
-        theta * law.rewards[-1] - log_z,
+        law.tilt(beta)[-1] - law.log_prob[-1],
     )
 
 

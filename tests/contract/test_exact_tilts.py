@@ -1,6 +1,7 @@
 """Tilts and the reward–KL frontier: inverses, slopes, optimality, identities."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infer_align.divergences import reverse_kl
-from infer_align.exact import RewardLaw, best_of_n, log_rewards, reward_law
+from infer_align.exact import Chain, RewardLaw, best_of_n, log_rewards, reward_law
 from infer_align.exact.tilts import (
     beta_for_kl,
     beta_for_reward,
@@ -16,6 +17,7 @@ from infer_align.exact.tilts import (
     frontier,
     small_kl_expansion,
 )
+from tests.exact_zoo import levels, sequences
 
 P3 = [0.5, 0.3, 0.2]
 LAWS = {
@@ -279,3 +281,46 @@ def test_laws_of_listed_outcomes_have_frontiers_too():
     policy = law.tilt(point.beta)
     assert kl_between(policy, law.log_prob) == pytest.approx(0.2, rel=1e-11)
     assert point.reward == pytest.approx(float(np.exp(policy) @ [1.0, 2.0, 3.0]), rel=1e-12)
+
+
+NEAR = ["0.30000000000000004", "0.3", "0"]
+"""The first two are 4e-17 apart; as floats, 5.6e-17, and their sums often not at all."""
+OWN = {
+    "types": (P3, NEAR, lambda: reward_law(P3, NEAR, 5), "types"),
+    "lattice": (
+        [0.5, 0.5], NEAR[:2], lambda: reward_law([0.5, 0.5], NEAR[:2], 5), "tilted FFT"
+    ),
+    "listing": (P3, NEAR, lambda: listed(P3, NEAR, 5), "listing"),
+    "partial rewards": (
+        P3, NEAR, lambda: Chain(P3, [P3] * 3, NEAR, 5).reward_law(), "partial rewards"
+    ),
+    "lattice of a chain": (
+        [0.5, 0.5], NEAR[:2],
+        lambda: Chain([0.5, 0.5], [[0.5, 0.5]] * 2, NEAR[:2], 5).reward_law(), "tilted FFT",
+    ),
+}  # fmt: skip
+
+
+def listed(probs, rewards, length):
+    y = sequences(len(probs), length)
+    total = [sum(Fraction(rewards[a]) for a in row) for row in y]
+    return RewardLaw.of_outcomes(total, np.log(np.array(probs)[np.array(y)].prod(1)), length=length)
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("theta", [-3e17, -1e16, 1.0, 2e16, 1e17])
+def test_tilts_tell_rewards_apart_that_floats_do_not(name, theta):
+    probs, rewards, make, engine = OWN[name]
+    law = make()
+    assert law.engine == engine
+    table = levels(probs, [Fraction(r) for r in rewards], 5)
+    top = max(table, key=lambda level: theta * level.key).key
+    weight = [float(x.prob) * math.exp(Fraction(theta) * (x.key - top)) for x in table]
+    want = np.array(weight) / sum(weight)
+    np.testing.assert_allclose(np.exp(law.tilt(1 / theta)), want, rtol=1e-10, atol=1e-15)
+    variance = law.cumulants(theta)[2]
+    keys = [float(x.key - top) for x in table]
+    mean = want @ keys
+    assert float(variance) == pytest.approx(want @ (keys - mean) ** 2, rel=1e-9)
+    gaps = [float(x.key - table[1].key) for x in table]
+    np.testing.assert_allclose(law.above(1), gaps, rtol=1e-12)
