@@ -67,7 +67,7 @@ class ExactRewards:
         ----------
         terms : int
         excess : array, shape (L,)
-            Of single rewards, if terms is 1: all of them, in their order.
+            Ascending. Of single rewards, if terms is 1: all of them, in their order.
         """
         if terms == 1:
             return self.values()
@@ -75,7 +75,7 @@ class ExactRewards:
         totals = float(terms * lowest) + excess
         denominator = self.units[0].scale.denominator
         decimal = len(self.units) == 1 and self.units[0].base is None
-        if decimal and np.abs(totals).max() * denominator < 2**50:
+        if decimal and np.abs(totals[[0, -1]]).max() * denominator < 2**50:
             return np.rint(totals * denominator) / denominator
         return totals
 

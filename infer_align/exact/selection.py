@@ -11,6 +11,7 @@ win rates of such vectors.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,16 +101,33 @@ def _log_n(n: Any, log_n: Any) -> Any:
 
 def _log_power_difference(law: RewardLaw, log_n: Any) -> Array:
     """log(F_ℓ^n − F_{ℓ−1}^n) = −x_ℓ + log(1 − exp(−d_ℓ))."""
-    log_x, log_d = _exponents(law, log_n)
-    with np.errstate(over="ignore"):
-        x = namespace(log_x).exp(log_x)
-    return _log1m_exp_neg_exp(log_d) - x
+    parts = []
+    for block in _blocks(law):
+        log_x, log_d = _exponents(*block, log_n)
+        with np.errstate(over="ignore"):
+            x = namespace(log_x).exp(log_x)
+        parts.append(_log1m_exp_neg_exp(log_d) - x)
+    return namespace(*parts).concat(parts)
 
 
-def _exponents(law: RewardLaw, log_n: Any) -> tuple[Array, Array]:
+def _blocks(law: RewardLaw) -> Iterator[tuple[Array, Array, Array, Array]]:
+    """log P, log F, log F of the level below and log(1 − F), some levels at a time.
+
+    So many that what NumPy makes of them stays in the processor's cache; others get all at once.
+    """
+    xp, cdf = namespace(law.log_prob), law.log_cdf
+    below = xp.concat([xp.full_like(cdf[:1], -math.inf), cdf[:-1]])
+    size = 1 << 14 if isinstance(law.log_prob, np.ndarray) else len(law)
+    for start in range(0, len(law), size):
+        here = slice(start, start + size)
+        yield law.log_prob[here], cdf[here], below[here], law.log_above[here]
+
+
+def _exponents(
+    log_prob: Array, cdf: Array, below: Array, above: Array, log_n: Any
+) -> tuple[Array, Array]:
     """log x and log d of x = −n log F_ℓ and d = n (log F_ℓ − log F_{ℓ−1})."""
-    xp = namespace(law.log_prob)
-    cdf, above = law.log_cdf, law.log_above
+    xp = namespace(log_prob)
     # Where F is 1 to rounding, its logarithm is that of what is above.
     high = above < -math.log(2)
     if isinstance(high, np.ndarray):  # the last ones
@@ -119,8 +137,7 @@ def _exponents(law: RewardLaw, log_n: Any) -> tuple[Array, Array]:
         tail = log_neg_log1mexp(xp.where(high, above, -1.0))
         log_x = xp.where(high, tail, xp.log(-xp.where(high, -1.0, cdf)))
     # F_{ℓ−1}/F_ℓ = 1 − P/F; where that is small, the difference of the logarithms has the digits.
-    below = xp.concat([xp.full_like(cdf[:1], -math.inf), cdf[:-1]])
-    share = law.log_prob - cdf
+    share = log_prob - cdf
     few = share > -math.log(2)
     log_d = log_neg_log1mexp(xp.where(few, -1.0, share))
     log_d = patched(log_d, few, cdf - below, lambda drop: xp.log(xp.abs(drop)))
@@ -206,8 +223,8 @@ def log_kl_to_best_of_n(
     kl = float(reverse_kl(log_policy, _log_power_difference(law, log_n)))
     if math.isfinite(kl):
         return math.log(kl) if kl > 0 else -math.inf
-    log_x, _ = _exponents(law, log_n)
-    return float(logsumexp(log_policy + log_x, axis=0))  # the rest is beyond rounding
+    log_x = np.concatenate([_exponents(*block, log_n)[0] for block in _blocks(law.known())])
+    return float(logsumexp(concrete(log_policy) + log_x, axis=0))  # the rest is beyond rounding
 
 
 def soft_best_of_n(
