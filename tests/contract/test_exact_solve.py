@@ -133,8 +133,8 @@ TARGETS = {
         condition(tilt(TorchChain(), bigrams, 0.5), lambda y: (y[..., 1:] != y[..., :-1]).all(-1)),
         MESSAGES,
     ),
-    "1 between two 0 alone": (
-        condition(ADDITIVE, lambda y: no_bigram(1, 1)(y) & no_bigram(1, 2)(y) & no_bigram(2, 1)(y)),
+    "1 only before 2, which is not followed by 1": (
+        condition(ADDITIVE, lambda y: no_bigram(1, 0)(y) & no_bigram(1, 1)(y) & no_bigram(2, 1)(y)),
         MESSAGES,
     ),
     "an end required": (
