@@ -1,0 +1,315 @@
+"""One run of an objective: every random choice is made here, and reported.
+
+A frame is the outermost handler around a program. It gives each latent site its value, by the
+site's estimator, and keeps what the gradient needs. `vmap` and `scan` open an inner frame around
+what they repeat, whose reports come back with the axis in front. A site that is reached in any
+other repetition or transformation of JAX is refused: it would be drawn once for all of it, and its
+reports would be lost.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.extend.core import get_opaque_trace_state
+from numpyro.primitives import Messenger
+
+from infer_align.jax.programs.sites import SiteEstimator, reparam, score
+
+Array = Any
+stop = jax.lax.stop_gradient
+
+Reports = dict[str, dict[str, Any]]
+"""By kind (``log_weight``, ``log_score``, ``alternatives``), then by site."""
+
+
+class Override(NamedTuple):
+    """Elements of a site that do not take the value that is drawn."""
+
+    where: Array
+    """Bool, of the elements' shape."""
+    values: Array
+    """Of a site that is enumerated: indices into the support, for all elements."""
+
+
+@dataclass
+class Site:
+    """What is known of a site before anything is computed."""
+
+    uid: str
+    name: str
+    estimator: SiteEstimator
+    default: bool
+    family: str
+    shape: tuple[int, ...]
+    """Of the elements, without the axes in front."""
+    support: int = 0
+    """Number of values of an enumerated site."""
+
+
+@dataclass
+class Plan:
+    """Sites in the order of the program, and how many keys each scope uses."""
+
+    choose: Callable[[str, Any, Mapping[str, Any]], tuple[SiteEstimator, bool]]
+    sites: dict[str, Site] = field(default_factory=dict)
+    keys: dict[str, int] = field(default_factory=dict)
+    bounds: list[str] = field(default_factory=list)
+    """Objectives that promise to be bounds."""
+    complete: bool = False
+
+
+_FRAMES: list["Frame"] = []
+
+
+def current() -> "Frame | None":
+    """The innermost frame that is open."""
+    return _FRAMES[-1] if _FRAMES else None
+
+
+def promise_bound(name: str) -> None:
+    """Say that the objective that runs is a bound, which no biased estimator may enter."""
+    if (frame := current()) is not None:
+        frame.plan.bounds.append(name)
+
+
+class Frame(Messenger):
+    """Handler of one run, or of one repetition in it; see the module.
+
+    Parameters
+    ----------
+    plan : Plan
+    key : PRNG key
+    overrides : dict of Override
+        By uid, of this frame and of those inside.
+    scope : str
+        Prefix of the uids.
+    alternatives : bool
+        Whether local estimators report theirs.
+    """
+
+    def __init__(
+        self, plan: Plan, key: Array, overrides: Mapping[str, Override], *, scope: str = "",
+        alternatives: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(None)
+        self.plan, self.key, self.overrides = plan, key, overrides
+        self.scope, self.alternatives = scope, alternatives
+        self.reports: Reports = {"log_weight": {}, "log_score": {}, "alternatives": {}}
+        self._used: dict[str, int] = {}
+        self._subsamples: dict[str, Array] = {}
+        self._keys_used = 0
+        self._keys: Array = None
+
+    def __enter__(self) -> "Frame":
+        super().__enter__()
+        _FRAMES.append(self)
+        self._state = get_opaque_trace_state()
+        return self
+
+    def __exit__(self, *details: Any) -> Any:
+        _FRAMES.pop()
+        if not self.plan.complete:
+            self.plan.keys[self.scope] = self._keys_used
+        return super().__exit__(*details)
+
+    def next_key(self) -> Array:
+        """A key of its own; all of a scope are split off at once, since they are counted."""
+        index, self._keys_used = self._keys_used, self._keys_used + 1
+        if not self.plan.complete:
+            return jax.random.fold_in(self.key, index)
+        count = self.plan.keys[self.scope]
+        if count == 1:
+            return self.key
+        if self._keys is None:
+            self._keys = jax.random.split(self.key, count)
+        return self._keys[index]
+
+    def unique(self, name: str) -> str:
+        """The name in this scope, with a number from its second use on."""
+        count = self._used.get(name, 0) + 1
+        self._used[name] = count
+        return self.scope + (name if count == 1 else f"{name}#{count}")
+
+    def check_trace(self, what: str) -> None:
+        """Refuse to act inside a transformation that was not opened by `vmap` or `scan`."""
+        if get_opaque_trace_state() != self._state:
+            raise ValueError(
+                f"{what} is inside jax.vmap, jax.lax.scan, jax.lax.cond, jax.jit or another "
+                "transformation of JAX, where its gradient would be lost; repeat with "
+                "programs.vmap, programs.particles or numpyro.contrib.control_flow.scan, choose "
+                "with jnp.where, and leave jit to the whole objective"
+            )
+
+    def absorb(self, reports: Reports) -> None:
+        """Take the reports of an inner frame."""
+        for kind, by_site in reports.items():
+            self.reports[kind].update(by_site)
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Give every latent site its value, and keys to what asks for them."""
+        kind = msg["type"]
+        if kind == "sample":
+            msg["stop"] = True  # nobody outside sees repetitions, or tracers, of this run
+            if msg["value"] is None and not msg["is_observed"]:
+                msg["value"] = self._draw(msg)
+        elif kind in ("prng_key", "plate"):
+            if kind == "plate":
+                msg["stop"] = True
+                if msg["value"] is None and msg["name"] in self._subsamples:
+                    msg["value"] = self._subsamples[msg["name"]]
+            if msg["value"] is None and msg["kwargs"].get("rng_key") is None:
+                self.check_trace(f"{kind} {msg.get('name', '')!r}")
+                msg["kwargs"]["rng_key"] = self.next_key()
+        elif kind == "control_flow":
+            msg["stop"] = True
+            self._control_flow(msg)
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Remember which part of the data a plate drew, for the plate of that name elsewhere."""
+        if msg["type"] == "plate":
+            self._subsamples[msg["name"]] = msg["value"]
+
+    def _control_flow(self, msg: dict[str, Any]) -> None:
+        from infer_align.jax.programs._loops import inside_scan
+
+        if msg["fn"].__name__ != "scan_wrapper":
+            raise ValueError(
+                "numpyro.contrib.control_flow.cond draws in one of its branches alone, which no "
+                "estimator here covers; compute both and choose with jnp.where"
+            )
+        self.check_trace("scan")
+        inside_scan(self, msg)
+
+    def _draw(self, msg: dict[str, Any]) -> Array:
+        name, d = msg["name"], msg["fn"]
+        self.check_trace(f"site {name!r}")
+        if shape := msg["kwargs"].get("sample_shape", ()):
+            d = d.expand((*shape, *d.batch_shape))
+        uid = self.unique(name)
+        if self.plan.complete:
+            estimator = self.plan.sites[uid].estimator
+        else:
+            estimator, default = self.plan.choose(name, d, msg["infer"])
+            self.plan.sites[uid] = _described(uid, name, estimator, d, default=default)
+        try:
+            return self._value(uid, estimator, d)
+        except ValueError as error:
+            if str(error).startswith("site "):
+                raise
+            raise ValueError(f"site {name!r}: {error}") from None
+
+    def _value(self, uid: str, estimator: SiteEstimator, d: Any) -> Array:
+        if estimator.kind == "pathwise":
+            assert estimator.draw is not None
+            return estimator.draw(d, self.next_key())
+        if estimator.kind == "score":
+            value = stop(d.sample(self.next_key()))
+            self.reports["log_score"][uid] = d.log_prob(value)
+            return value
+        elements = _elements(d)
+        if estimator.kind == "enumerate":
+            support = _listed(elements)
+            index = jnp.zeros(elements.batch_shape, dtype=int)
+            if uid in self.overrides:
+                index = self.overrides[uid].values
+            value = support[index]
+            self.reports["log_weight"][uid] = elements.log_prob(value)
+            return value
+        key = self.next_key()
+        value = stop(d.sample(key))
+        if self.alternatives:
+            assert estimator.alternatives is not None
+            other = jax.random.fold_in(key, 1)
+            self.reports["alternatives"][uid] = estimator.alternatives(elements, value, other)
+        elif uid in self.overrides:
+            where, values = self.overrides[uid]
+            where = where.reshape(where.shape + (1,) * elements.event_dim)
+            value = jnp.where(where, values.astype(value.dtype), value)
+        return value
+
+
+def _described(
+    uid: str, name: str, estimator: SiteEstimator, d: Any, *, default: bool
+) -> Site:  # fmt: skip
+    inner = d
+    while isinstance(inner, dist.Independent | dist.ExpandedDistribution):
+        inner = inner.base_dist
+    if isinstance(inner, dist.MaskedDistribution):
+        raise ValueError(
+            f"site {name!r} is masked: what is drawn there has no density; mask the factor instead"
+        )
+    site = Site(uid, name, estimator, default, type(inner).__name__, tuple(d.batch_shape))
+    if estimator.kind in ("enumerate", "local"):
+        elements = _elements(d)
+        site.shape = tuple(elements.batch_shape)
+        if estimator.kind == "enumerate":
+            try:
+                site.support = int(_listed(elements).shape[0])
+            except ValueError as error:
+                raise ValueError(f"site {name!r}: {error}") from None
+    return site
+
+
+def _elements(d: Any) -> Any:
+    """The distribution over the independent elements of an event."""
+    while isinstance(d, dist.Independent):
+        d = d.base_dist
+    return d
+
+
+def _listed(d: Any) -> Array:
+    """Every value of one element, shape (A, *event)."""
+    from infer_align.jax.programs.sites import _support
+
+    support = _support(d)
+    return support.reshape((support.shape[0], *d.event_shape))
+
+
+def default_estimator(d: Any) -> SiteEstimator:
+    """Reparameterised where there is such a sampler, score function otherwise."""
+    return reparam if d.has_rsample else score
+
+
+def configurations(plan: Plan, lead: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Joint indices into the supports of all enumerated elements, one row each.
+
+    Parameters
+    ----------
+    plan : Plan
+    lead : dict
+        By uid, the axes in front of the elements.
+
+    Raises
+    ------
+    ValueError
+        If there are over a million.
+    """
+    import numpy as np
+
+    shapes = {
+        uid: (*lead[uid], *site.shape)
+        for uid, site in plan.sites.items()
+        if site.estimator.kind == "enumerate"
+    }
+    counts = {uid: math.prod(shape) for uid, shape in shapes.items()}
+    total = math.prod(plan.sites[uid].support ** count for uid, count in counts.items())
+    if total > 1_000_000:
+        sizes = ", ".join(f"{uid} {plan.sites[uid].support}^{n}" for uid, n in counts.items())
+        raise ValueError(
+            f"enumerated sites have {total:,} joint values ({sizes}); enumerate fewer, and use "
+            "local_expectation or score for the others"
+        )
+    digits, rest = {}, np.arange(total)
+    for uid, count in counts.items():
+        columns = []
+        for _ in range(count):
+            rest, digit = np.divmod(rest, plan.sites[uid].support)
+            columns.append(digit)
+        table = np.stack(columns, axis=1) if columns else np.zeros((total, 0), dtype=int)
+        digits[uid] = jnp.asarray(table.reshape((total, *shapes[uid])))
+    return digits
