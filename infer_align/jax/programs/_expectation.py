@@ -27,12 +27,16 @@ from infer_align.jax.programs._frame import (
     configurations,
     default_estimator,
 )
+from infer_align.jax.programs._loops import taken
+from infer_align.jax.programs._noise import Recorder, Supply
 from infer_align.jax.programs.sites import ALL, SiteEstimator
 
 __all__ = ["Expectation", "expectation"]
 
 Array = Any
 Estimators = Mapping[str, SiteEstimator]
+Lead = dict[str, tuple[int, ...]]
+"""By uid, the axes that `vmap` and ``scan`` put in front of a site's elements."""
 stop = jax.lax.stop_gradient
 
 
@@ -117,11 +121,13 @@ class Expectation:
         """
         plan, out = self._plan(key, args)
         n = self._replicates(plan)
-        terms = lambda key: self._terms(plan, out, key, args)
+        terms = lambda numbers: self._terms(plan, out, numbers, args)
         if n == 1:
-            each = jax.tree.map(lambda x: x[None], terms(key))
+            each = jax.tree.map(lambda x: x[None], terms(plan.needs[""].supply(key)))
         else:
-            each = jax.vmap(terms)(jax.random.split(key, n))
+            need = plan.needs[""]
+            numbers = need.supply(key, n, first=need.vectors)
+            each = jax.vmap(terms, 0 if need.vectors else 1, axis_size=n)(numbers)
         return _combined(each, plan, args, baselines or {}, n)
 
     def sites(self, *args: Any) -> list[Site]:
@@ -168,12 +174,12 @@ class Expectation:
             for row in rows
         )
 
-    def _plan(self, key: Array, args: tuple[Any, ...]) -> tuple[Plan, dict[str, tuple[int, ...]]]:
+    def _plan(self, key: Array, args: tuple[Any, ...]) -> tuple[Plan, Lead]:
         """The sites, found without computing anything, and the axes in front of each."""
         plan = Plan(self.choose)
 
         def run(key: Array, args: tuple[Any, ...]) -> Any:
-            with Frame(plan, key, {}) as frame:
+            with Frame(plan, Recorder(key), {}) as frame:
                 out = self.objective(*args)
             return _scalar(out), frame.reports
 
@@ -240,39 +246,37 @@ class Expectation:
             )
         return max(self.n, needed)
 
-    def _terms(
-        self, plan: Plan, lead: dict[str, tuple[int, ...]], key: Array, args: tuple[Any, ...]
-    ) -> "_Terms":
+    def _terms(self, plan: Plan, lead: Lead, numbers: Supply, args: tuple[Any, ...]) -> "_Terms":
         table = configurations(plan, lead)
         if not table:
-            return self._leaf(plan, lead, key, args, {})
-        leaves = jax.vmap(lambda e: self._leaf(plan, lead, key, args, e))(table)
+            return self._leaf(plan, lead, numbers, args, {})
+        leaves = jax.vmap(lambda e: self._leaf(plan, lead, numbers, args, e))(table)
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), leaves)
 
     def _leaf(
-        self, plan: Plan, lead: dict[str, tuple[int, ...]], key: Array, args: tuple[Any, ...],
+        self, plan: Plan, lead: Lead, numbers: Supply, args: tuple[Any, ...],
         indices: dict[str, Array],
     ) -> "_Terms":  # fmt: skip
         """One joint value of the enumerated sites."""
         fixed = {uid: Override(index, index) for uid, index in indices.items()}
-        value, weight, reports = self._run(plan, key, args, fixed, alternatives=True)
+        value, weight, reports = self._run(plan, numbers, args, fixed, alternatives=True)
         scores = {u: jnp.sum(x) for u, x in reports["log_score"].items()}
         zero = {u: x - stop(x) for u, x in scores.items()}
         total = value * weight
         local = jnp.zeros_like(total)
         if reports["alternatives"]:
-            local = self._local(plan, lead, key, args, fixed, reports, stop(total))
+            local = self._local(plan, lead, numbers, args, fixed, reports, stop(total))
         return _Terms(
             total, stop(total) * sum(zero.values(), jnp.zeros_like(total)) + local,
             {u: stop(weight) * x for u, x in zero.items()},
         )  # fmt: skip
 
     def _run(
-        self, plan: Plan, key: Array, args: tuple[Any, ...], overrides: dict[str, Override], *,
+        self, plan: Plan, numbers: Supply, args: tuple[Any, ...], overrides: dict[str, Override], *,
         alternatives: bool,
     ) -> tuple[Array, Array, Reports]:  # fmt: skip
         """Value of the objective, probability of the enumerated values, reports."""
-        with Frame(plan, key, overrides, alternatives=alternatives) as frame:
+        with Frame(plan, taken(numbers), overrides, alternatives=alternatives) as frame:
             value = _scalar(self.objective(*args))
         logs = frame.reports["log_weight"].values()
         weight = jnp.exp(sum((jnp.sum(x) for x in logs), jnp.zeros_like(value)))
@@ -280,7 +284,7 @@ class Expectation:
         return jnp.where(weight > 0, value, 0.0), weight, frame.reports
 
     def _local(
-        self, plan: Plan, lead: dict[str, tuple[int, ...]], key: Array, args: tuple[Any, ...],
+        self, plan: Plan, lead: Lead, numbers: Supply, args: tuple[Any, ...],
         fixed: dict[str, Override], reports: Reports, own: Array,
     ) -> Array:  # fmt: skip
         """Σ over elements of local sites, and over their alternatives: one vmap for all."""
@@ -307,7 +311,7 @@ class Expectation:
             start += lanes
 
         def again(overrides: dict[str, Override]) -> Array:
-            value, weight, _ = self._run(plan, key, args, fixed | overrides, alternatives=False)
+            value, weight, _ = self._run(plan, numbers, args, fixed | overrides, alternatives=False)
             return stop(value * weight)
 
         return out + jnp.sum(jax.vmap(again)(overrides) * jnp.concatenate(weights))
@@ -350,7 +354,7 @@ def _scalar(out: Any) -> Array:
     return jnp.asarray(out, dtype=jnp.result_type(float))
 
 
-def _leading(plan: Plan, reports: Reports) -> dict[str, tuple[int, ...]]:
+def _leading(plan: Plan, reports: Reports) -> Lead:
     """By uid of the enumerated and local sites, the axes that `vmap` and ``scan`` put in front."""
     lead = {}
     for uid, x in reports["log_weight"].items():

@@ -13,6 +13,7 @@ from numpyro.distributions.constraints import real
 
 from infer_align.jax.programs._expectation import Expectation
 from infer_align.jax.programs._frame import Frame, Plan
+from infer_align.jax.programs._noise import Recorder
 
 __all__ = ["FitState", "Step", "fit", "parameters"]
 
@@ -153,7 +154,7 @@ def _by_site(key: jax.Array, loss: Expectation, args: tuple[Any, ...]) -> _Run:
 def _param_sites(key: jax.Array, loss: Expectation, args: tuple[Any, ...]) -> dict[str, Any]:
     """By name: initial value and constraint. Runs the objective once, on numbers."""
     plan = Plan(loss.choose)
-    with handlers.trace() as trace, handlers.seed(rng_seed=key), Frame(plan, key, {}):
+    with handlers.trace() as trace, handlers.seed(rng_seed=key), Frame(plan, Recorder(key), {}):
         loss.objective(*args)
     sites = {
         name: (site["value"], site["kwargs"].get("constraint", real))

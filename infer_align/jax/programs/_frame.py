@@ -18,11 +18,13 @@ import numpyro.distributions as dist
 from jax.extend.core import get_opaque_trace_state
 from numpyro.primitives import Messenger
 
+from infer_align.jax.programs._noise import Need, Recorder, Supply, log_prob, sample
 from infer_align.jax.programs.sites import SiteEstimator, reparam, score
 
 Array = Any
 stop = jax.lax.stop_gradient
 
+Source = Supply | Recorder
 Reports = dict[str, dict[str, Any]]
 """By kind (``log_weight``, ``log_score``, ``alternatives``), then by site."""
 
@@ -53,11 +55,11 @@ class Site:
 
 @dataclass
 class Plan:
-    """Sites in the order of the program, and how many keys each scope uses."""
+    """Sites in the order of the program, and the random numbers that each scope uses."""
 
     choose: Callable[[str, Any, Mapping[str, Any]], tuple[SiteEstimator, bool]]
     sites: dict[str, Site] = field(default_factory=dict)
-    keys: dict[str, int] = field(default_factory=dict)
+    needs: dict[str, Need] = field(default_factory=dict)
     bounds: list[str] = field(default_factory=list)
     """Objectives that promise to be bounds."""
     complete: bool = False
@@ -83,27 +85,28 @@ class Frame(Messenger):
     Parameters
     ----------
     plan : Plan
-    key : PRNG key
+    source : Supply or Recorder
+        Of random numbers.
     overrides : dict of Override
         By uid, of this frame and of those inside.
     scope : str
         Prefix of the uids.
     alternatives : bool
         Whether local estimators report theirs.
+    in_scan : bool
+        Whether NumPyro's scan is directly outside.
     """
 
     def __init__(
-        self, plan: Plan, key: Array, overrides: Mapping[str, Override], *, scope: str = "",
-        alternatives: bool = True,
+        self, plan: Plan, source: Source, overrides: Mapping[str, Override], *, scope: str = "",
+        alternatives: bool = True, in_scan: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(None)
-        self.plan, self.key, self.overrides = plan, key, overrides
-        self.scope, self.alternatives = scope, alternatives
+        self.plan, self.source, self.overrides = plan, source, overrides
+        self.scope, self.alternatives, self.in_scan = scope, alternatives, in_scan
         self.reports: Reports = {"log_weight": {}, "log_score": {}, "alternatives": {}}
         self._used: dict[str, int] = {}
         self._subsamples: dict[str, Array] = {}
-        self._keys_used = 0
-        self._keys: Array = None
 
     def __enter__(self) -> "Frame":
         super().__enter__()
@@ -114,20 +117,8 @@ class Frame(Messenger):
     def __exit__(self, *details: Any) -> Any:
         _FRAMES.pop()
         if not self.plan.complete:
-            self.plan.keys[self.scope] = self._keys_used
+            self.plan.needs[self.scope] = self.source.used
         return super().__exit__(*details)
-
-    def next_key(self) -> Array:
-        """A key of its own; all of a scope are split off at once, since they are counted."""
-        index, self._keys_used = self._keys_used, self._keys_used + 1
-        if not self.plan.complete:
-            return jax.random.fold_in(self.key, index)
-        count = self.plan.keys[self.scope]
-        if count == 1:
-            return self.key
-        if self._keys is None:
-            self._keys = jax.random.split(self.key, count)
-        return self._keys[index]
 
     def unique(self, name: str) -> str:
         """The name in this scope, with a number from its second use on."""
@@ -154,7 +145,8 @@ class Frame(Messenger):
         """Give every latent site its value, and keys to what asks for them."""
         kind = msg["type"]
         if kind == "sample":
-            msg["stop"] = True  # nobody outside sees repetitions, or tracers, of this run
+            # Nobody outside sees what is repeated; a scan collects its sites and hides them.
+            msg["stop"] = not self.in_scan
             if msg["value"] is None and not msg["is_observed"]:
                 msg["value"] = self._draw(msg)
         elif kind in ("prng_key", "plate"):
@@ -164,7 +156,7 @@ class Frame(Messenger):
                     msg["value"] = self._subsamples[msg["name"]]
             if msg["value"] is None and msg["kwargs"].get("rng_key") is None:
                 self.check_trace(f"{kind} {msg.get('name', '')!r}")
-                msg["kwargs"]["rng_key"] = self.next_key()
+                msg["kwargs"]["rng_key"] = self.source.key()
         elif kind == "control_flow":
             msg["stop"] = True
             self._control_flow(msg)
@@ -197,19 +189,32 @@ class Frame(Messenger):
             estimator, default = self.plan.choose(name, d, msg["infer"])
             self.plan.sites[uid] = _described(uid, name, estimator, d, default=default)
         try:
-            return self._value(uid, estimator, d)
+            msg["infer"] = dict(msg["infer"])
+            return self._value(uid, estimator, d, msg["infer"])
         except ValueError as error:
             if str(error).startswith("site "):
                 raise
             raise ValueError(f"site {name!r}: {error}") from None
 
-    def _value(self, uid: str, estimator: SiteEstimator, d: Any) -> Array:
+    def _value(
+        self, uid: str, estimator: SiteEstimator, d: Any, infer: dict[str, Any]
+    ) -> Array:  # fmt: skip
         if estimator.kind == "pathwise":
-            assert estimator.draw is not None
-            return estimator.draw(d, self.next_key())
+            if estimator.draw is not None:
+                return estimator.draw(d, self.source.key())
+            if not d.has_rsample:
+                raise ValueError(
+                    f"{type(d).__name__} has no reparameterised sampler; use score, or for a "
+                    "finite support enumerate_ or local_expectation"
+                )
+            value, log_density = sample(d, self.source)
+            # A scan keeps what is in infer as it stands, without its axis of time.
+            if log_density is not None and not self.in_scan:
+                infer["log_density"] = log_density
+            return value
         if estimator.kind == "score":
-            value = stop(d.sample(self.next_key()))
-            self.reports["log_score"][uid] = d.log_prob(value)
+            value = stop(sample(d, self.source)[0])
+            self.reports["log_score"][uid] = log_prob(d, value)
             return value
         elements = _elements(d)
         if estimator.kind == "enumerate":
@@ -218,13 +223,12 @@ class Frame(Messenger):
             if uid in self.overrides:
                 index = self.overrides[uid].values
             value = support[index]
-            self.reports["log_weight"][uid] = elements.log_prob(value)
+            self.reports["log_weight"][uid] = log_prob(elements, value)
             return value
-        key = self.next_key()
-        value = stop(d.sample(key))
+        value = stop(sample(d, self.source)[0])
+        other = self.source.key() if estimator.draws else None
         if self.alternatives:
             assert estimator.alternatives is not None
-            other = jax.random.fold_in(key, 1)
             self.reports["alternatives"][uid] = estimator.alternatives(elements, value, other)
         elif uid in self.overrides:
             where, values = self.overrides[uid]

@@ -22,6 +22,7 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from infer_align.jax.programs._loops import particles
+from infer_align.jax.programs._noise import log_prob
 
 __all__ = ["Marginal", "Normalized", "density", "detach", "marginal", "normalize", "simulate"]
 
@@ -124,8 +125,10 @@ def density(program: Program, sites: Mapping[str, Any], *args: Any) -> Array:
     run = _Complete(handlers.substitute(program, data=dict(sites)), sites)
     with handlers.block(hide_fn=lambda msg: msg["type"] in ("sample", "control_flow")):
         found = handlers.trace(run).get_trace(*args)
+    latent = [n for n, s in found.items() if s["type"] == "sample" and not s["is_observed"]]
+    if missing := [name for name in latent if name not in sites]:
+        raise _without_value(missing[0], sites)
     if unused := [name for name in sites if name not in found]:
-        latent = [n for n, s in found.items() if s["type"] == "sample" and not s["is_observed"]]
         raise ValueError(
             f"density got a value for site {unused[0]!r}, which the program does not have; its "
             f"latent sites are {', '.join(latent) or 'none'}"
@@ -172,10 +175,13 @@ class _Complete(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "sample" and msg["value"] is None and not msg["is_observed"]:
-            raise ValueError(
-                f"density needs a value for site {msg['name']!r}; it was given "
-                f"{', '.join(self.sites) or 'none'}"
-            )
+            raise _without_value(msg["name"], self.sites)
+
+
+def _without_value(name: str, sites: Mapping[str, Any]) -> ValueError:
+    return ValueError(
+        f"density needs a value for site {name!r}; it was given {', '.join(sites) or 'none'}"
+    )
 
 
 def _log_density(trace: Mapping[str, Any]) -> Array:
@@ -183,8 +189,10 @@ def _log_density(trace: Mapping[str, Any]) -> Array:
     for site in trace.values():
         if site["type"] != "sample":
             continue
-        log_prob = site["fn"].log_prob(site["value"])
-        total = total + jnp.sum(log_prob if site["scale"] is None else site["scale"] * log_prob)
+        each = site["infer"].get("log_density")
+        if each is None:
+            each = log_prob(site["fn"], site["value"])
+        total = total + jnp.sum(each if site["scale"] is None else site["scale"] * each)
     return total
 
 

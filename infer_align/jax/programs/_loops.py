@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from infer_align.jax.programs._frame import Frame, Override, current
+from infer_align.jax.programs._noise import Recorder, Supply
 
 __all__ = ["particles", "vmap"]
 
@@ -60,15 +61,16 @@ def vmap(function: Callable[..., Any], in_axes: Any = 0, *, size: int | None = N
         scope = frame.unique("vmap") + "/"
         inside = {u: o for u, o in frame.overrides.items() if u.startswith(scope)}
 
-        def one(key: Array, overrides: dict[str, Override], *args: Any) -> Any:
+        def one(source: Any, overrides: dict[str, Override], *args: Any) -> Any:
             with Frame(
-                frame.plan, key, overrides, scope=scope, alternatives=frame.alternatives
-            ) as inner:
+                frame.plan, taken(source), overrides, scope=scope,
+                alternatives=frame.alternatives,
+            ) as inner:  # fmt: skip
                 out = function(*args)
             return out, inner.reports
 
-        keys = jax.random.split(frame.next_key(), count)
-        out, reports = jax.vmap(one, (0, 0, *axes))(keys, inside, *args)
+        source, lanes = inner_source(frame, scope, count)
+        out, reports = jax.vmap(one, (lanes, 0, *axes), axis_size=count)(source, inside, *args)
         frame.absorb(reports)
         return out
 
@@ -106,6 +108,25 @@ def particles(n: int, function: Callable[[], Any]) -> Any:
     return vmap(function, (), size=n)()
 
 
+def inner_source(
+    frame: Frame, scope: str, repeats: int, *, first: bool = False
+) -> tuple[Any, int]:  # fmt: skip
+    """Random numbers of all repetitions of a scope, and the axis of the repetitions."""
+    key = frame.source.key()
+    if not frame.plan.complete:
+        return jax.random.split(key, repeats), 0
+    need = frame.plan.needs[scope]
+    first = first or need.vectors
+    return need.supply(key, repeats, first=first), 0 if first else 1
+
+
+def taken(source: Any) -> Supply | Recorder:
+    """Those of one repetition; a key, while the sites are found."""
+    if isinstance(source, Supply):
+        return Supply(source.keys, source.normal, source.uniform)
+    return Recorder(source)
+
+
 def _size(args: tuple[Any, ...], axes: Any) -> int:
     for arg, axis in zip(args, axes, strict=True):
         leaves = jax.tree.leaves(arg)
@@ -129,16 +150,21 @@ def inside_scan(frame: Frame, msg: dict[str, Any]) -> None:
     inside = {u: o for u, o in frame.overrides.items() if u.startswith(scope)}
 
     def body(carry: Any, x: Any) -> Any:
-        x, key, overrides = x
+        x, source, overrides = x
         with Frame(
-            frame.plan, key, overrides, scope=scope, alternatives=frame.alternatives
+            frame.plan,
+            taken(source),
+            overrides,
+            scope=scope,
+            alternatives=frame.alternatives,
+            in_scan=True,
         ) as inner:
             carry, y = function(carry, x)
         return carry, (y, inner.reports)
 
-    keys = jax.random.split(frame.next_key(), length)
+    source, _ = inner_source(frame, scope, length, first=True)
     (end, (trace, (ys, reports))) = msg["fn"](
-        body, init, (xs, keys, inside), length, reverse, **kwargs
+        body, init, (xs, source, inside), length, reverse, **kwargs
     )
     frame.absorb(reports)
     msg["value"] = (end, (trace, ys))

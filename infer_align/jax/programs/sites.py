@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from infer_align.jax.programs._noise import log_prob
+
 __all__ = [
     "ALL",
     "Alternatives",
@@ -60,9 +62,11 @@ class SiteEstimator(NamedTuple):
     kind: str
     """``pathwise``, ``score``, ``enumerate`` or ``local``."""
     draw: Callable[[Any, Array], Array] | None = None
-    """``(distribution, key)``: the value of a pathwise site."""
+    """``(distribution, key)``: the value of a pathwise site, where it is not the distribution's."""
     alternatives: Callable[[Any, Array, Array], Alternatives] | None = None
     """``(distribution of the elements, value, key)``, of a local one."""
+    draws: bool = False
+    """Whether these need a key; it is None otherwise."""
     baseline: Any = None
     """Of a score estimator: a number, or a function of the objective's arguments."""
     replicates: int = 1
@@ -76,16 +80,7 @@ class SiteEstimator(NamedTuple):
         return self.name + (", biased" if self.bias else "")
 
 
-def _rsample(d: Any, key: Array) -> Array:
-    if not d.has_rsample:
-        raise ValueError(
-            f"{type(d).__name__} has no reparameterised sampler; use score, or for a finite "
-            "support enumerate_ or local_expectation"
-        )
-    return d.rsample(key)
-
-
-reparam = SiteEstimator("reparam", "pathwise", _rsample)
+reparam = SiteEstimator("reparam", "pathwise")
 r"""Pathwise: x = x_θ(ε), implicitly where NumPyro's sampler does (gamma, beta, Dirichlet, ...).
 
 ∇E[f] = E[∇_θ f(x_θ(ε))]: unbiased where f is continuous in x.
@@ -151,8 +146,7 @@ Values and gradients have no variance from this site. With plates of many elemen
 def _local_expectation(d: Any, value: Array, key: Array) -> Alternatives:
     support = _support(d)
     support = jnp.broadcast_to(support, (support.shape[0], *d.batch_shape, *d.event_shape))
-    log_q = d.log_prob(support)  # (A, *elements)
-    q = jnp.exp(log_q)
+    q = jnp.exp(log_prob(d, support))  # (A, *elements)
     axes = tuple(range(support.ndim - d.event_dim, support.ndim))
     same = jnp.all(support == value, axis=axes) if d.event_dim else support == value
     # The others only: cyclic shifts of the position of what was drawn.
@@ -185,7 +179,7 @@ def _measure_valued(d: Any, value: Array, key: Array) -> Alternatives:
     )
 
 
-measure_valued = SiteEstimator("measure_valued", "local", alternatives=_measure_valued)
+measure_valued = SiteEstimator("measure_valued", "local", alternatives=_measure_valued, draws=True)
 r"""Measure-valued derivatives: ∂E[f]/∂θ_j = c_j (E_{q⁺}[f] − E_{q⁻}[f]) for each parameter.
 
 Unbiased, also where f jumps (Mohamed et al. 2020, table 1). Bernoulli, categorical, Poisson (rate),
