@@ -27,6 +27,7 @@ from infer_align.jax.programs._frame import (
     configurations,
     default_estimator,
 )
+from infer_align.jax.programs._lanes import lanes_of
 from infer_align.jax.programs._loops import taken
 from infer_align.jax.programs._noise import Recorder, Supply
 from infer_align.jax.programs.sites import ALL, SiteEstimator
@@ -287,34 +288,17 @@ class Expectation:
         self, plan: Plan, lead: Lead, numbers: Supply, args: tuple[Any, ...],
         fixed: dict[str, Override], reports: Reports, own: Array,
     ) -> Array:  # fmt: skip
-        """Σ over elements of local sites, and over their alternatives: one vmap for all."""
-        blocks, weights, out = [], [], jnp.zeros_like(own)
-        for uid, (values, weight, mine) in reports["alternatives"].items():
-            axes, shape = len(lead[uid]), (*lead[uid], *plan.sites[uid].shape)
-            values, weight = (jnp.moveaxis(x, axes, 0) for x in (values, weight))
-            event = values.shape[1 + len(shape) :]
-            size = weight[0].size
-            lanes = weight.shape[0] * size
-            where = jnp.tile(jnp.eye(size, dtype=bool), (weight.shape[0], 1))
-            repeated = jnp.repeat(values.reshape((-1, *shape, *event)), size, axis=0)
-            blocks.append((uid, lanes, where.reshape((lanes, *shape)), repeated))
-            weights.append(weight.reshape(-1))
-            if mine is not None:
-                out = out + own * jnp.sum(mine)
-        total = sum(lanes for _, lanes, _, _ in blocks)
-        overrides, start = {}, 0
-        for uid, lanes, where, values in blocks:
-            pad = lambda x, before=start, after=total - start - lanes: jnp.pad(
-                x, ((before, after), *(((0, 0),) * (x.ndim - 1)))
-            )
-            overrides[uid] = Override(pad(where), pad(stop(values)))
-            start += lanes
+        """Σ over elements of local sites, and over their alternatives."""
+        shapes = {uid: (lead[uid], plan.sites[uid].shape) for uid in reports["alternatives"]}
+        lanes = lanes_of(reports["alternatives"], shapes)
 
-        def again(overrides: dict[str, Override]) -> Array:
-            value, weight, _ = self._run(plan, numbers, args, fixed | overrides, alternatives=False)
+        def again(lane: Array, values: dict[Any, Array]) -> Array:
+            overrides = fixed | lanes.overrides(lane, values)
+            value, weight, _ = self._run(plan, numbers, args, overrides, alternatives=False)
             return stop(value * weight)
 
-        return out + jnp.sum(jax.vmap(again)(overrides) * jnp.concatenate(weights))
+        each = jax.vmap(again)(jnp.arange(len(lanes.weights)), lanes.values)
+        return own * lanes.own + jnp.sum(each * lanes.weights)
 
 
 class _Terms(NamedTuple):

@@ -143,7 +143,17 @@ Values and gradients have no variance from this site. With plates of many elemen
 """
 
 
+def _switched(base: Any, value: Array) -> Alternatives:
+    """The other value of a Bernoulli element: p is all that has a gradient."""
+    p = jnp.broadcast_to(base.probs, value.shape)
+    mine = jnp.where(value == 1, 1.0, -1.0) * (p - stop(p))
+    return Alternatives((1 - value)[None], -mine[None], mine)
+
+
 def _local_expectation(d: Any, value: Array, key: Array) -> Alternatives:
+    base = _base(d)
+    if isinstance(base, dist.BernoulliProbs | dist.BernoulliLogits):
+        return _switched(base, value)
     support = _support(d)
     support = jnp.broadcast_to(support, (support.shape[0], *d.batch_shape, *d.event_shape))
     q = jnp.exp(log_prob(d, support))  # (A, *elements)
