@@ -9,6 +9,7 @@ NumPy float64 before anything is subtracted, so weights, coefficients and diagno
 either way.
 """
 
+from infer_align.jax import programs
 from infer_align.jax.diagnostics import assess
 from infer_align.jax.fit import FitState, Step, fit, policy_gradient
 from infer_align.jax.numpyro import ProgramPrior, target
@@ -35,6 +36,7 @@ __all__ = [
     "markov",
     "memoryless",
     "policy_gradient",
+    "programs",
     "tabular",
     "target",
 ]
