@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from numpyro.distributions.util import clamp_probs
 
 Array = Any
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -92,26 +93,26 @@ class Recorder:
 
 
 def log_prob(d: Any, value: Array) -> Array:
-    """Of a distribution; of Bernoulli logits with the right gradient at 0 too.
+    """Of a distribution; of Bernoulli elements by choosing between the logarithms of p and 1 − p.
 
-    NumPyro 0.22 differentiates max(x, 0) and |x| apart, and gets 0 or 1 there in place of ±1/2.
+    Then many values of one element cost no further logarithms, and the gradient at logit 0 is
+    right: NumPyro 0.22 differentiates max(x, 0) and |x| apart, and gets 0 or 1 there for ±1/2.
     """
     base = d
     while isinstance(base, dist.Independent | dist.ExpandedDistribution):
         base = base.base_dist
-    if not isinstance(base, dist.BernoulliLogits):
+    value = jnp.asarray(value)
+    whole = jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == bool
+    if not whole or not isinstance(base, dist.BernoulliLogits | dist.BernoulliProbs):
         return d.log_prob(value)
-    logits, value = base.logits, jnp.asarray(value)
-    if jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == bool:
-        each = -jax.nn.softplus(jnp.where(value == 1, -logits, logits))
-    else:  # a relaxed value
-        finite = jnp.isfinite(logits)
-        inside = jnp.where(finite, logits, 0.0)
-        linear = value * inside - jax.nn.softplus(inside)
-        each = jnp.where(finite, linear, base.log_prob(value))
+    if isinstance(base, dist.BernoulliLogits):
+        yes, no = -jax.nn.softplus(-base.logits), -jax.nn.softplus(base.logits)
+    else:
+        p = clamp_probs(base.probs)
+        yes, no = jnp.log(p), jnp.log1p(-p)
     shape = jnp.broadcast_shapes(value.shape, (*d.batch_shape, *d.event_shape))
-    axes = tuple(range(len(shape) - d.event_dim, len(shape)))
-    return jnp.sum(jnp.broadcast_to(each, shape), axis=axes)
+    each = jnp.broadcast_to(jnp.where(value == 1, yes, no), shape)
+    return jnp.sum(each, axis=tuple(range(len(shape) - d.event_dim, len(shape))))
 
 
 def sample(d: Any, source: Supply | Recorder) -> tuple[Array, Array | None]:
