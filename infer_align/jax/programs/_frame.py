@@ -14,11 +14,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.extend.core import get_opaque_trace_state
 from numpyro.primitives import Messenger
 
-from infer_align.jax.programs._noise import Need, Recorder, Supply, log_prob, sample
+from infer_align.jax.programs._distributions import (
+    base_of,
+    elements_of,
+    log_prob,
+    sample,
+    support_of,
+)
+from infer_align.jax.programs._noise import Need, Recorder, Supply
 from infer_align.jax.programs.sites import SiteEstimator, reparam, score
 
 Array = Any
@@ -216,9 +224,9 @@ class Frame(Messenger):
             value = stop(sample(d, self.source)[0])
             self.reports["log_score"][uid] = log_prob(d, value)
             return value
-        elements = _elements(d)
+        elements = elements_of(d)
         if estimator.kind == "enumerate":
-            support = _listed(elements)
+            support = support_of(elements)
             index = jnp.zeros(elements.batch_shape, dtype=int)
             if uid in self.overrides:
                 index = self.overrides[uid].values
@@ -240,38 +248,21 @@ class Frame(Messenger):
 def _described(
     uid: str, name: str, estimator: SiteEstimator, d: Any, *, default: bool
 ) -> Site:  # fmt: skip
-    inner = d
-    while isinstance(inner, dist.Independent | dist.ExpandedDistribution):
-        inner = inner.base_dist
+    inner = base_of(d)
     if isinstance(inner, dist.MaskedDistribution):
         raise ValueError(
             f"site {name!r} is masked: what is drawn there has no density; mask the factor instead"
         )
     site = Site(uid, name, estimator, default, type(inner).__name__, tuple(d.batch_shape))
     if estimator.kind in ("enumerate", "local"):
-        elements = _elements(d)
+        elements = elements_of(d)
         site.shape = tuple(elements.batch_shape)
         if estimator.kind == "enumerate":
             try:
-                site.support = int(_listed(elements).shape[0])
+                site.support = int(support_of(elements).shape[0])
             except ValueError as error:
                 raise ValueError(f"site {name!r}: {error}") from None
     return site
-
-
-def _elements(d: Any) -> Any:
-    """The distribution over the independent elements of an event."""
-    while isinstance(d, dist.Independent):
-        d = d.base_dist
-    return d
-
-
-def _listed(d: Any) -> Array:
-    """Every value of one element, shape (A, *event)."""
-    from infer_align.jax.programs.sites import _support
-
-    support = _support(d)
-    return support.reshape((support.shape[0], *d.event_shape))
 
 
 def default_estimator(d: Any) -> SiteEstimator:
@@ -293,8 +284,6 @@ def configurations(plan: Plan, lead: Mapping[str, tuple[int, ...]]) -> dict[str,
     ValueError
         If there are over a million.
     """
-    import numpy as np
-
     shapes = {
         uid: (*lead[uid], *site.shape)
         for uid, site in plan.sites.items()

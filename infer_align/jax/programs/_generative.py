@@ -21,8 +21,8 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from infer_align.jax.programs._distributions import log_prob
 from infer_align.jax.programs._loops import particles
-from infer_align.jax.programs._noise import log_prob
 
 __all__ = ["Marginal", "Normalized", "density", "detach", "marginal", "normalize", "simulate"]
 

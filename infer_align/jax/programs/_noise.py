@@ -9,12 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpyro.distributions as dist
-from numpyro.distributions.util import clamp_probs
 
 Array = Any
-HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 @dataclass
@@ -90,57 +86,3 @@ class Recorder:
         self._calls += 1
         draw = jax.random.normal if kind == "normal" else jax.random.uniform
         return draw(jax.random.fold_in(self._key, self._calls), shape)
-
-
-def log_prob(d: Any, value: Array) -> Array:
-    """Of a distribution; of Bernoulli elements by choosing between the logarithms of p and 1 − p.
-
-    Then many values of one element cost no further logarithms, and the gradient at logit 0 is
-    right: NumPyro 0.22 differentiates max(x, 0) and |x| apart, and gets 0 or 1 there for ±1/2.
-    """
-    base = d
-    while isinstance(base, dist.Independent | dist.ExpandedDistribution):
-        base = base.base_dist
-    value = jnp.asarray(value)
-    whole = jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == bool
-    if not whole or not isinstance(base, dist.BernoulliLogits | dist.BernoulliProbs):
-        return d.log_prob(value)
-    if isinstance(base, dist.BernoulliLogits):
-        yes, no = -jax.nn.softplus(-base.logits), -jax.nn.softplus(base.logits)
-    else:
-        p = clamp_probs(base.probs)
-        yes, no = jnp.log(p), jnp.log1p(-p)
-    shape = jnp.broadcast_shapes(value.shape, (*d.batch_shape, *d.event_shape))
-    each = jnp.broadcast_to(jnp.where(value == 1, yes, no), shape)
-    return jnp.sum(each, axis=tuple(range(len(shape) - d.event_dim, len(shape))))
-
-
-def sample(d: Any, source: Supply | Recorder) -> tuple[Array, Array | None]:
-    """A draw, from noise where the family is a simple function of it; reparameterised if it is.
-
-    With it the log-density of a normal draw, which its noise gives at once: the same number, with
-    the same total derivative.
-    """
-    shape = tuple(d.batch_shape) + tuple(d.event_shape)
-    base = d
-    while isinstance(base, dist.Independent | dist.ExpandedDistribution):
-        base = base.base_dist
-    if isinstance(base, dist.Normal):
-        noise = source.noise("normal", shape)
-        each = -0.5 * noise**2 - jnp.log(base.scale) - HALF_LOG_2PI
-        log_prob = jnp.sum(each, axis=tuple(range(len(shape) - d.event_dim, len(shape))))
-        return base.loc + base.scale * noise, log_prob
-    return _other(d, base, source, shape), None
-
-
-def _other(d: Any, base: Any, source: Supply | Recorder, shape: tuple[int, ...]) -> Array:
-    if isinstance(base, dist.Uniform):
-        return base.low + (base.high - base.low) * source.noise("uniform", shape)
-    if isinstance(base, dist.BernoulliProbs | dist.BernoulliLogits):
-        below = source.noise("uniform", shape) < base.probs
-        return below.astype(jax.dtypes.canonicalize_dtype(jnp.int64))
-    if isinstance(base, dist.CategoricalProbs | dist.CategoricalLogits):
-        cumulative = jnp.cumsum(base.probs, axis=-1)[..., :-1]
-        above = source.noise("uniform", shape)[..., None] > cumulative
-        return jnp.sum(above, axis=-1)
-    return d.rsample(source.key()) if d.has_rsample else d.sample(source.key())

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from infer_align.jax.programs._noise import log_prob
+from infer_align.jax.programs._distributions import base_of, log_prob, support_of
 
 __all__ = [
     "ALL",
@@ -151,11 +151,12 @@ def _switched(base: Any, value: Array) -> Alternatives:
 
 
 def _local_expectation(d: Any, value: Array, key: Array) -> Alternatives:
-    base = _base(d)
+    base = base_of(d)
     if isinstance(base, dist.BernoulliProbs | dist.BernoulliLogits):
         return _switched(base, value)
-    support = _support(d)
-    support = jnp.broadcast_to(support, (support.shape[0], *d.batch_shape, *d.event_shape))
+    listed = support_of(d)
+    each = listed.reshape((len(listed), *(1,) * len(d.batch_shape), *d.event_shape))
+    support = jnp.broadcast_to(each, (len(listed), *d.batch_shape, *d.event_shape))
     q = jnp.exp(log_prob(d, support))  # (A, *elements)
     axes = tuple(range(support.ndim - d.event_dim, support.ndim))
     same = jnp.all(support == value, axis=axes) if d.event_dim else support == value
@@ -179,7 +180,7 @@ other value, in one ``vmap``.
 
 
 def _measure_valued(d: Any, value: Array, key: Array) -> Alternatives:
-    base, shape = _base(d), tuple(d.batch_shape)
+    base, shape = base_of(d), tuple(d.batch_shape)
     for kind, rule in _DECOMPOSITIONS.items():
         if isinstance(base, kind):
             return rule(base, shape, value, key)
@@ -300,13 +301,13 @@ def _positive(temperature: float) -> float:
 
 
 def _is_one_hot(d: Any) -> bool:
-    base: Any = _base(d)
+    base: Any = base_of(d)
     multinomial = isinstance(base, dist.MultinomialProbs | dist.MultinomialLogits)
     return multinomial and isinstance(base.total_count, int) and base.total_count == 1
 
 
 def _relaxed(d: Any, key: Array, temperature: float) -> Array:
-    base: Any = _base(d)
+    base: Any = base_of(d)
     if _is_one_hot(d):
         gumbel = jax.random.gumbel(key, (*d.batch_shape, *d.event_shape))
         return jax.nn.softmax((_logits(base) + gumbel) / temperature, axis=-1)
@@ -321,23 +322,6 @@ def _relaxed(d: Any, key: Array, temperature: float) -> Array:
 
 def _logits(d: Any) -> Array:
     return d.logits
-
-
-def _base(d: Any) -> Any:
-    """The distribution inside Independent and ExpandedDistribution."""
-    while isinstance(d, dist.Independent | dist.ExpandedDistribution):
-        d = d.base_dist
-    return d
-
-
-def _support(d: Any) -> Array:
-    """Every value of one element, shape (A, 1, ..., *event)."""
-    if not d.has_enumerate_support:
-        raise ValueError(
-            f"the support of {type(_base(d)).__name__} cannot be listed: it is infinite, or not "
-            "known to NumPyro; use score, or measure_valued where a decomposition is known"
-        )
-    return d.enumerate_support(expand=False)
 
 
 ALL = (
