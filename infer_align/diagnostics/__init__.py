@@ -12,16 +12,26 @@ Everything is computed in NumPy float64, whatever library the log-probabilities 
 
 from infer_align.diagnostics._batch import batch_metrics
 from infer_align.diagnostics._compare import compare
+from infer_align.diagnostics._gradients import (
+    Comparison,
+    GradientRow,
+    Measurement,
+    compare_gradients,
+)
 from infer_align.diagnostics._khat import kish_ess, pareto_khat
 from infer_align.diagnostics._summary import Estimate
 from infer_align.diagnostics._table import table
 from infer_align.diagnostics._tree import assess, estimates, save
 
 __all__ = [
+    "Comparison",
     "Estimate",
+    "GradientRow",
+    "Measurement",
     "assess",
     "batch_metrics",
     "compare",
+    "compare_gradients",
     "estimates",
     "kish_ess",
     "pareto_khat",

@@ -8,7 +8,7 @@ import numpy as np
 from array_api_compat import is_array_api_obj
 from jaxtyping import Float
 
-from infer_align._numerics import Array, logsumexp, namespace
+from infer_align._numerics import Array, concrete, logsumexp, namespace
 from infer_align.divergences import FDivergence
 from infer_align.exact._outcomes import all_sequences, check_distinct, positions
 
@@ -367,9 +367,10 @@ class Space:
         self._check_length(log_prob, name)
         if math.isinf(tolerance):
             return
-        xp = namespace(log_prob)
-        total = xp.sum(xp.exp(log_prob), axis=0)
-        worst = float(xp.max(xp.abs(total - 1)))
+        known = concrete(log_prob)
+        values = log_prob if known is None else known
+        xp = namespace(values)
+        worst = float(xp.max(xp.abs(xp.sum(xp.exp(values), axis=0) - 1)))
         if not worst <= tolerance:  # NaN fails, too
             raise ValueError(
                 f"the probabilities of {name} over the {len(self)} outcomes miss 1 by {worst:.3g} "

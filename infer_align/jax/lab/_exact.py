@@ -46,7 +46,10 @@ def exact_gradient(
     """
     args = bind(free)
     sites = {site.name: site for site in expectation(objective).sites(*args)}
-    finite = {name: enumerate_ for name in sites if _is_finite(objective, name, sites, args)}
+    finite = dict.fromkeys(sites, enumerate_)
+    if not _can_list(objective, finite, args):
+        one = lambda name: dict.fromkeys(sites, score) | {name: enumerate_}
+        finite = {name: enumerate_ for name in sites if _can_list(objective, one(name), args)}
     others = [site for name, site in sites.items() if name not in finite]
     for site in others:
         if site.family != "Normal":
@@ -55,9 +58,10 @@ def exact_gradient(
         return _unknown("a normal site is repeated by vmap, particles or scan")
     normals = _count_normals(objective, args, finite) if others else 0
     probe = expectation(_at_nodes(objective, jnp.zeros(normals)), finite)
-    values = _joint_values(probe, args)
+    values = probe.joint_values(*args)
     if values * 12**normals > MAX_RUNS:
-        what = f"{values:,} joint values" + f" and {normals} normal variables" * bool(normals)
+        many = f"{values:,}" if values < 10**12 else f"about 10^{values.bit_length() * 0.30103:.0f}"
+        what = f"{many} joint values" + f" and {normals} normal variables" * bool(normals)
         return _unknown(f"{what} would take over {MAX_RUNS:,} runs of the objective")
     if not normals:
         many = f"{values:,} joint values" if values > 1 else "a single run, as no site is drawn"
@@ -70,9 +74,8 @@ def _unknown(why: str) -> Exact:
     return Exact(None, 0.0, f"unknown: {why}; pass exact= if you know it")
 
 
-def _is_finite(objective: Any, name: str, sites: Any, args: tuple[Any, ...]) -> bool:
-    """Whether the support of a site can be listed: asked of the estimator that lists it."""
-    choice: dict[str, SiteEstimator] = dict.fromkeys(sites, score) | {name: enumerate_}
+def _can_list(objective: Any, choice: dict[str, SiteEstimator], args: tuple[Any, ...]) -> bool:
+    """Whether the supports can be listed: asked of the estimator that lists them."""
     try:
         expectation(objective, choice).sites(*args)
     except ValueError as error:
@@ -80,16 +83,6 @@ def _is_finite(objective: Any, name: str, sites: Any, args: tuple[Any, ...]) -> 
             return False
         raise
     return True
-
-
-def _joint_values(loss: Any, args: tuple[Any, ...]) -> int:
-    """Of the enumerated sites: supports to the power of their elements."""
-    plan, lead = loss._plan(jax.random.key(0), args)
-    return math.prod(
-        site.support ** math.prod((*lead[uid], *site.shape))
-        for uid, site in plan.sites.items()
-        if site.estimator.kind == "enumerate"
-    )
 
 
 def _enumerated(
@@ -131,7 +124,8 @@ class _Nodes(Messenger):
         start, self.used = self.used, self.used + math.prod(whole)
         # While they are counted there are none: any values of the right shape will do.
         taken = self.nodes[start : self.used] if len(self.nodes) else jnp.zeros(math.prod(whole))
-        value = stop(base.loc + base.scale * taken.reshape(whole))
+        loc, scale = jnp.asarray(base.loc), jnp.asarray(base.scale)
+        value = stop(loc + scale * taken.reshape(whole))
         self.log_q = self.log_q + jnp.sum(d.log_prob(value))
         msg["value"] = value
 

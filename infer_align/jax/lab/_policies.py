@@ -95,7 +95,7 @@ def compare_policy_gradients(
     ...     "none": estimators.reinforce(baseline=estimators.none()),
     ...     "loo": estimators.reinforce(),
     ...     "mean": estimators.reinforce(baseline=estimators.mean())},
-    ...     space=Space(jnp.arange(3)), key=jax.random.key(0), outcomes=4)
+    ...     space=Space(jnp.arange(3)), key=jax.random.key(0), n=400, outcomes=4)
     >>> found["loo"].total_variance < found["none"].total_variance
     True
     >>> found["mean"].claim, found["loo"].covers_zero

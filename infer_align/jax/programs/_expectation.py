@@ -11,6 +11,7 @@ local site its alternative values v, for which the objective runs again. The wei
 own: an enumerated site below u has other probabilities where u has another value.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -151,6 +152,21 @@ class Expectation:
         """
         sites = self.sites(*args)
         return {s.name: s.estimator.decay for s in sites if s.estimator.decay is not None}
+
+    def joint_values(self, *args: Any) -> int:
+        """Joint values of the sites that are enumerated: runs of the objective in one estimate.
+
+        Parameters
+        ----------
+        *args : Any
+            Of the objective.
+        """
+        plan, lead = self._plan(jax.random.key(0), args)
+        return math.prod(
+            site.support ** math.prod((*lead[uid], *site.shape))
+            for uid, site in plan.sites.items()
+            if site.estimator.kind == "enumerate"
+        )
 
     def describe(self, *args: Any) -> str:
         """A table of the sites and how the gradient through each is estimated.
