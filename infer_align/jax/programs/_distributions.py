@@ -52,7 +52,12 @@ def support_of(d: Any) -> Array:
             f"the support of {type(base_of(d)).__name__} cannot be listed: it is infinite, or not "
             "known to NumPyro; use score, or measure_valued where a decomposition is known"
         )
-    support = d.enumerate_support(expand=False)
+    try:
+        support = d.enumerate_support(expand=False)
+    except (NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"NumPyro does not list the support of this {type(base_of(d)).__name__}: {error}"
+        ) from None
     return support.reshape((support.shape[0], *d.event_shape))
 
 

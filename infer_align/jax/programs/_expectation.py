@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from infer_align.jax.programs._frame import (
     Frame,
@@ -102,7 +103,7 @@ def expectation(
     return Expectation(objective, estimators, n)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Expectation:
     """Made by `expectation`: call it with a key and the objective's arguments."""
 
@@ -347,6 +348,8 @@ def _combined(
 
 
 def _scalar(out: Any) -> Array:
+    if not isinstance(out, jax.Array | np.ndarray | np.generic | float | int):
+        raise ValueError(f"an objective returns a number, got {type(out).__name__}")
     if jnp.shape(out) != ():
         raise ValueError(
             f"an objective returns a number, got shape {jnp.shape(out)}; sum or average it"

@@ -142,7 +142,7 @@ def _by_site(key: jax.Array, loss: Expectation, args: tuple[Any, ...]) -> _Run:
     sites = _param_sites(key, loss, args)
     maps = {name: biject_to(constraint) for name, (_, constraint) in sites.items()}
     start = {name: jnp.asarray(maps[name].inv(value)) for name, (value, _) in sites.items()}
-    constrain = lambda free: {name: maps[name](value) for name, value in free.items()}
+    constrain = jax.jit(lambda free: {name: maps[name](value) for name, value in free.items()})
 
     def substituted(key: jax.Array, free: Any, *args: Any, baselines: Any = None) -> Any:
         with handlers.substitute(data=constrain(free)):
@@ -153,7 +153,7 @@ def _by_site(key: jax.Array, loss: Expectation, args: tuple[Any, ...]) -> _Run:
 
 def _param_sites(key: jax.Array, loss: Expectation, args: tuple[Any, ...]) -> dict[str, Any]:
     """By name: initial value and constraint. Runs the objective once, on numbers."""
-    plan = Plan(loss.choose)
+    plan = Plan(loss.choose, concrete=True)
     with handlers.trace() as trace, handlers.seed(rng_seed=key), Frame(plan, Recorder(key), {}):
         loss.objective(*args)
     sites = {

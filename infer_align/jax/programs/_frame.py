@@ -68,6 +68,8 @@ class Plan:
     choose: Callable[[str, Any, Mapping[str, Any]], tuple[SiteEstimator, bool]]
     sites: dict[str, Site] = field(default_factory=dict)
     needs: dict[str, Need] = field(default_factory=dict)
+    concrete: bool = False
+    """Whether the sites are found on numbers, which sets up what has to be set up once."""
     bounds: list[str] = field(default_factory=list)
     """Objectives that promise to be bounds."""
     complete: bool = False
@@ -144,6 +146,10 @@ class Frame(Messenger):
                 "with jnp.where, and leave jit to the whole objective"
             )
 
+    def inherit(self, outer: "Frame") -> None:
+        """Plates keep the part of the data that was drawn outside."""
+        self._subsamples.update(outer._subsamples)
+
     def absorb(self, reports: Reports) -> None:
         """Take the reports of an inner frame."""
         for kind, by_site in reports.items():
@@ -168,11 +174,21 @@ class Frame(Messenger):
         elif kind == "control_flow":
             msg["stop"] = True
             self._control_flow(msg)
+        elif kind == "param":
+            self._check_param(msg)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         """Remember which part of the data a plate drew, for the plate of that name elsewhere."""
         if msg["type"] == "plate":
             self._subsamples[msg["name"]] = msg["value"]
+
+    def _check_param(self, msg: dict[str, Any]) -> None:
+        drawn = self.plan.concrete and self.scope and not msg["args"]
+        if self.in_scan or drawn:
+            raise ValueError(
+                f"parameter {msg['name']!r} is declared inside a repetition, where it would be "
+                "declared anew each time; declare it before, and use it inside"
+            )
 
     def _control_flow(self, msg: dict[str, Any]) -> None:
         from infer_align.jax.programs._loops import inside_scan

@@ -22,6 +22,7 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from infer_align.jax.programs._distributions import log_prob
+from infer_align.jax.programs._frame import current
 from infer_align.jax.programs._loops import particles
 
 __all__ = ["Marginal", "Normalized", "density", "detach", "marginal", "normalize", "simulate"]
@@ -77,6 +78,7 @@ def simulate(program: Program, *args: Any) -> tuple[Sites, Array]:
     """
     if isinstance(program, Sampler):
         return program.simulate(*args)
+    _check_set_up(program)
     trace = handlers.trace(program).get_trace(*args)
     sites = {
         name: site["value"]
@@ -86,6 +88,17 @@ def simulate(program: Program, *args: Any) -> tuple[Sites, Array]:
         and not site["infer"].get("is_auxiliary")
     }
     return sites, _log_density(trace)
+
+
+def _check_set_up(program: Program) -> None:
+    """An autoguide sets itself up at its first call, which must be on numbers."""
+    fresh = hasattr(program, "_setup_prototype") and program.prototype_trace is None
+    frame = current()
+    if fresh and frame is not None and not frame.plan.concrete:
+        raise ValueError(
+            f"{type(program).__name__} is not set up yet, and would keep tracers; call "
+            "programs.parameters(key, loss, *args) once before (programs.fit does)"
+        )
 
 
 def density(program: Program, sites: Mapping[str, Any], *args: Any) -> Array:
@@ -155,12 +168,16 @@ def detach(program: Program) -> Program:
     return _Detached(program)
 
 
+def _without_gradient(x: Any) -> Any:
+    return jax.lax.stop_gradient(x) if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else x
+
+
 class _Detached(Messenger):
     """Stops gradients in the parameters of every site."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "sample":
-            msg["fn"] = jax.tree.map(jax.lax.stop_gradient, msg["fn"])
+            msg["fn"] = jax.tree.map(_without_gradient, msg["fn"])
         elif msg["type"] == "control_flow":
             body, *rest = msg["args"]
             msg["args"] = (_Detached(body), *rest)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from numpyro.primitives import _PYRO_STACK
 
 from infer_align.jax.programs._frame import Frame, Override, current
 from infer_align.jax.programs._noise import Recorder, Supply
@@ -56,6 +57,12 @@ def vmap(function: Callable[..., Any], in_axes: Any = 0, *, size: int | None = N
                 "objective given to programs.expectation"
             )
         frame.check_trace("vmap")
+        if _PYRO_STACK[-1] is not frame:
+            raise ValueError(
+                "vmap or particles is inside a NumPyro handler or plate "
+                f"({type(_PYRO_STACK[-1]).__name__}), which would not see the sites that are "
+                "repeated; repeat outside of it, or use a plate, or scan"
+            )
         axes = in_axes if isinstance(in_axes, list | tuple) else (in_axes,) * len(args)
         count = size if size is not None else _size(args, axes)
         scope = frame.unique("vmap") + "/"
@@ -66,6 +73,7 @@ def vmap(function: Callable[..., Any], in_axes: Any = 0, *, size: int | None = N
                 frame.plan, taken(source), overrides, scope=scope,
                 alternatives=frame.alternatives,
             ) as inner:  # fmt: skip
+                inner.inherit(frame)
                 out = function(*args)
             return out, inner.reports
 
@@ -159,6 +167,7 @@ def inside_scan(frame: Frame, msg: dict[str, Any]) -> None:
             alternatives=frame.alternatives,
             in_scan=True,
         ) as inner:
+            inner.inherit(frame)
             carry, y = function(carry, x)
         return carry, (y, inner.reports)
 

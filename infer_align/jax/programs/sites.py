@@ -164,7 +164,9 @@ def _local_expectation(d: Any, value: Array, key: Array) -> Alternatives:
     size, own = support.shape[0], jnp.argmax(same, axis=0)
     shifts = jnp.arange(1, size).reshape((-1,) + (1,) * own.ndim)
     index = (own + shifts) % size
-    weights = jnp.take_along_axis(q, index, axis=0)
+    # Where q is 0 there may be no value, and it is worth nothing: take what was drawn.
+    index = jnp.where(jnp.take_along_axis(q, index, axis=0) > 0, index, own)
+    weights = jnp.where(index == own, 0.0, jnp.take_along_axis(q, index, axis=0))
     expand = index.reshape(index.shape + (1,) * d.event_dim)
     values = jnp.take_along_axis(support, expand, axis=0)
     mine = jnp.take_along_axis(q, own[None], axis=0)[0]
@@ -194,8 +196,8 @@ measure_valued = SiteEstimator("measure_valued", "local", alternatives=_measure_
 r"""Measure-valued derivatives: ∂E[f]/∂θ_j = c_j (E_{q⁺}[f] − E_{q⁻}[f]) for each parameter.
 
 Unbiased, also where f jumps (Mohamed et al. 2020, table 1). Bernoulli, categorical, Poisson (rate),
-normal (loc and scale), gamma (rate), exponential. Costs two runs of the rest for each element and
-parameter.
+normal (loc and scale), gamma (rate; its shape by score function), exponential. Costs up to two runs
+of the rest for each element and parameter.
 """
 
 
@@ -237,7 +239,11 @@ def _gamma(d: Any, shape: tuple[int, ...], value: Array, key: Array) -> Alternat
     # Gamma(α + 1) is Gamma(α) and an exponential more.
     more = value + jax.random.exponential(key, shape) / rate
     weight = stop(concentration / rate) * (rate - stop(rate))
-    return Alternatives(stop(more)[None], -weight[None], weight)
+    own = weight
+    if not isinstance(d, dist.Exponential):  # no decomposition is standard for the shape: score
+        log_q = dist.Gamma(concentration, stop(rate)).log_prob(value)
+        own = weight + log_q - stop(log_q)
+    return Alternatives(stop(more)[None], -weight[None], own)
 
 
 def _finite(d: Any, shape: tuple[int, ...], value: Array, key: Array) -> Alternatives:
