@@ -227,7 +227,7 @@ def test_a_description_lists_sites_elements_and_estimators():
         "site    distribution      elements  estimator",
         "a       BernoulliProbs    3         enumerate",
         "vmap/b  CategoricalProbs  4         local_expectation",
-        "scan/c  Normal            1         reparam (default)",
+        "scan/c  Normal            5         reparam (default)",
     ]
 
 

@@ -180,12 +180,9 @@ class Expectation:
         plan, lead = self._plan(jax.random.key(0), args)
         rows = [("site", "distribution", "elements", "estimator")]
         for uid, site in plan.sites.items():
-            size = 1
-            for axis in (*lead.get(uid, ()), *site.shape):
-                size *= axis
-            rows.append(
-                (uid, site.family, str(size), f"{site.estimator!r}" + " (default)" * site.default)
-            )
+            size = math.prod((*lead[uid], *site.shape))
+            estimator = f"{site.estimator!r}" + " (default)" * site.default
+            rows.append((uid, site.family, str(size), estimator))
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         return "\n".join(
             "  ".join([*(x.ljust(w) for x, w in zip(row, widths, strict=False)), row[3]])
@@ -358,10 +355,8 @@ def _scalar(out: Any) -> Array:
 
 
 def _leading(plan: Plan, reports: Reports) -> Lead:
-    """By uid of the enumerated and local sites, the axes that `vmap` and ``scan`` put in front."""
-    lead = {}
-    for uid, x in reports["log_weight"].items():
-        lead[uid] = tuple(x.shape[: x.ndim - len(plan.sites[uid].shape)])
-    for uid, (_, weights, _) in reports["alternatives"].items():
-        lead[uid] = tuple(weights.shape[: weights.ndim - 1 - len(plan.sites[uid].shape)])
-    return lead
+    """Of every site, the axes that `vmap` and ``scan`` put in front."""
+    return {
+        uid: tuple(x.shape[: x.ndim - len(plan.sites[uid].shape)])
+        for uid, x in reports["drawn"].items()
+    }

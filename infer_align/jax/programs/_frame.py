@@ -34,7 +34,10 @@ stop = jax.lax.stop_gradient
 
 Source = Supply | Recorder
 Reports = dict[str, dict[str, Any]]
-"""By kind (``log_weight``, ``log_score``, ``alternatives``), then by site."""
+"""By kind (``log_weight``, ``log_score``, ``alternatives``), then by site.
+
+While the sites are found, ``drawn`` too: zeros of the elements' shape, for the axes in front.
+"""
 
 
 class Override(NamedTuple):
@@ -114,7 +117,8 @@ class Frame(Messenger):
         super().__init__(None)
         self.plan, self.source, self.overrides = plan, source, overrides
         self.scope, self.alternatives, self.in_scan = scope, alternatives, in_scan
-        self.reports: Reports = {"log_weight": {}, "log_score": {}, "alternatives": {}}
+        kinds = ("log_weight", "log_score", "alternatives", "drawn")
+        self.reports: Reports = {kind: {} for kind in kinds}
         self._used: dict[str, int] = {}
         self._subsamples: dict[str, Array] = {}
 
@@ -211,7 +215,9 @@ class Frame(Messenger):
             estimator = self.plan.sites[uid].estimator
         else:
             estimator, default = self.plan.choose(name, d, msg["infer"])
-            self.plan.sites[uid] = _described(uid, name, estimator, d, default=default)
+            site = _described(uid, name, estimator, d, default=default)
+            self.plan.sites[uid] = site
+            self.reports["drawn"][uid] = jnp.zeros(site.shape)
         try:
             msg["infer"] = dict(msg["infer"])
             return self._value(uid, estimator, d, msg["infer"])
