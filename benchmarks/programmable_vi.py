@@ -6,8 +6,8 @@ Each row is a jitted value-and-gradient of the mean over a batch of independent 
 hand-written calls alternate one by one, each waits for its result, and medians are compared. The
 hand-written form draws all noise of an estimate in one call, writes densities out, and is what one
 would write knowing the estimator. `first_call_s` is the time of the first call: tracing, compiling
-and running. A second table, without --json, has the first calls of programs with many sites, where
-a method that copies the program per site or per value takes minutes. Run by `make bench`.
+and running. A second table, without --json or --quick, has the first calls of programs with many
+sites, where a method that copies the program per site or value takes minutes. Run by `make bench`.
 """
 
 import argparse
@@ -287,7 +287,10 @@ def main() -> None:
             f"{r['name']:<26}{r['batch']:>6}{r['ours_us']:>8.0f} µs{r['hand_us']:>8.0f} µs"
             f"{r['ratio_to_hand']:>7.2f}{r['first_call_s']:>6.1f} s"
         )
-    print(f"geometric mean of the ratios: {mean:.2f}\n")
+    print(f"geometric mean of the ratios: {mean:.2f}")
+    if options.quick:
+        return
+    print()
     for name, seconds in first_calls().items():
         print(f"first call, {name:<34}{seconds:>6.1f} s")
 

@@ -84,8 +84,9 @@ def log_prob(d: Any, value: Array) -> Array:
 def sample(d: Any, source: Supply | Recorder) -> tuple[Array, Array | None]:
     """A draw, from noise where the family is a simple function of it; reparameterised if it is.
 
-    With it the log-density of a normal draw, which its noise gives at once: the same number, with
-    the same total derivative.
+    With it the log-density of the draw where it is at hand: of a normal from its noise, of a flow
+    from what it went through, which it may not be able to invert. The same number, with the same
+    total derivative.
     """
     base, shape = base_of(d), (*d.batch_shape, *d.event_shape)
     if is_a(base, dist.Normal):
@@ -93,6 +94,9 @@ def sample(d: Any, source: Supply | Recorder) -> tuple[Array, Array | None]:
         each = -0.5 * noise**2 - jnp.log(base.scale) - HALF_LOG_2PI
         log_prob = jnp.sum(each, axis=tuple(range(len(shape) - d.event_dim, len(shape))))
         return base.loc + base.scale * noise, log_prob
+    if is_a(d, dist.TransformedDistribution) and d.has_rsample:
+        value, passed = d.sample_with_intermediates(source.key())
+        return value, d.log_prob(value, passed)
     return _other(d, base, source, shape), None
 
 

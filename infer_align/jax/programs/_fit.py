@@ -140,8 +140,9 @@ def _explicit(loss: Expectation, params: Any) -> _Run:
 
 def _by_site(key: jax.Array, loss: Expectation, args: tuple[Any, ...]) -> _Run:
     sites = _param_sites(key, loss, args)
-    maps = {name: biject_to(constraint) for name, (_, constraint) in sites.items()}
-    start = {name: jnp.asarray(maps[name].inv(value)) for name, (value, _) in sites.items()}
+    maps = {name: _map(constraint) for name, (_, constraint) in sites.items()}
+    start = {name: maps[name].inv(value) for name, (value, _) in sites.items()}
+    start = jax.tree.map(jnp.asarray, start)
     constrain = jax.jit(lambda free: {name: maps[name](value) for name, value in free.items()})
 
     def substituted(key: jax.Array, free: Any, *args: Any, baselines: Any = None) -> Any:
@@ -149,6 +150,20 @@ def _by_site(key: jax.Array, loss: Expectation, args: tuple[Any, ...]) -> _Run:
             return loss(key, *args, baselines=baselines)
 
     return _Run(start, substituted, constrain)
+
+
+class _Free:
+    """No constraint: also of the networks of autoguides, whose parameters are trees of arrays."""
+
+    def __call__(self, free: Any) -> Any:
+        return free
+
+    inv = __call__
+
+
+def _map(constraint: Any) -> Any:
+    """From unconstrained values to a parameter's."""
+    return _Free() if constraint is real else biject_to(constraint)
 
 
 def _param_sites(key: jax.Array, loss: Expectation, args: tuple[Any, ...]) -> dict[str, Any]:
