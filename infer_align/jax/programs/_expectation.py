@@ -128,9 +128,7 @@ class Expectation:
         if n == 1:
             each = jax.tree.map(lambda x: x[None], terms(plan.needs[""].supply(key)))
         else:
-            need = plan.needs[""]
-            numbers = need.supply(key, n, first=need.vectors)
-            each = jax.vmap(terms, 0 if need.vectors else 1, axis_size=n)(numbers)
+            each = jax.vmap(terms)(plan.needs[""].supply(key, n))
         return _combined(each, plan, args, baselines or {}, n)
 
     def sites(self, *args: Any) -> list[Site]:

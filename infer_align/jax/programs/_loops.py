@@ -77,8 +77,8 @@ def vmap(function: Callable[..., Any], in_axes: Any = 0, *, size: int | None = N
                 out = function(*args)
             return out, inner.reports
 
-        source, lanes = inner_source(frame, scope, count)
-        out, reports = jax.vmap(one, (lanes, 0, *axes), axis_size=count)(source, inside, *args)
+        source = inner_source(frame, scope, count)
+        out, reports = jax.vmap(one, (0, 0, *axes), axis_size=count)(source, inside, *args)
         frame.absorb(reports)
         return out
 
@@ -116,22 +116,18 @@ def particles(n: int, function: Callable[[], Any]) -> Any:
     return vmap(function, (), size=n)()
 
 
-def inner_source(
-    frame: Frame, scope: str, repeats: int, *, first: bool = False
-) -> tuple[Any, int]:  # fmt: skip
-    """Random numbers of all repetitions of a scope, and the axis of the repetitions."""
+def inner_source(frame: Frame, scope: str, repeats: int) -> Any:
+    """Random numbers of all repetitions of a scope, on axis 0; keys, while sites are found."""
     key = frame.source.key()
     if not frame.plan.complete:
-        return jax.random.split(key, repeats), 0
-    need = frame.plan.needs[scope]
-    first = first or need.vectors
-    return need.supply(key, repeats, first=first), 0 if first else 1
+        return jax.random.split(key, repeats)
+    return frame.plan.needs[scope].supply(key, repeats)
 
 
 def taken(source: Any) -> Supply | Recorder:
     """Those of one repetition; a key, while the sites are found."""
     if isinstance(source, Supply):
-        return Supply(source.keys, source.normal, source.uniform)
+        return Supply(source.keys, source.draws)
     return Recorder(source)
 
 
@@ -171,7 +167,7 @@ def inside_scan(frame: Frame, msg: dict[str, Any]) -> None:
             carry, y = function(carry, x)
         return carry, (y, inner.reports)
 
-    source, _ = inner_source(frame, scope, length, first=True)
+    source = inner_source(frame, scope, length)
     (end, (trace, (ys, reports))) = msg["fn"](
         body, init, (xs, source, inside), length, reverse, **kwargs
     )
