@@ -128,7 +128,7 @@ class Expectation:
         if n == 1:
             each = jax.tree.map(lambda x: x[None], terms(plan.needs[""].supply(key)))
         else:
-            each = jax.vmap(terms)(plan.needs[""].supply(key, n))
+            each = jax.vmap(terms, axis_size=n)(plan.needs[""].supply(key, n))
         return _combined(each, plan, args, baselines or {}, n)
 
     def sites(self, *args: Any) -> list[Site]:
