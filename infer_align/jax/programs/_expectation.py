@@ -28,6 +28,7 @@ from infer_align.jax.programs._frame import (
     Site,
     configurations,
     default_estimator,
+    joint_values,
 )
 from infer_align.jax.programs._lanes import lanes_of
 from infer_align.jax.programs._loops import taken
@@ -122,9 +123,9 @@ class Expectation:
         baselines : mapping from site to number, optional
             Of `score_running`. Default: 0.
         """
-        plan, out = self._plan(key, args)
+        plan, lead = self._plan(key, args)
         n = self._replicates(plan)
-        terms = lambda numbers: self._terms(plan, out, numbers, args)
+        terms = lambda numbers: self._terms(plan, lead, numbers, args)
         if n == 1:
             each = jax.tree.map(lambda x: x[None], terms(plan.needs[""].supply(key)))
         else:
@@ -160,12 +161,7 @@ class Expectation:
         *args : Any
             Of the objective.
         """
-        plan, lead = self._plan(jax.random.key(0), args)
-        return math.prod(
-            site.support ** math.prod((*lead[uid], *site.shape))
-            for uid, site in plan.sites.items()
-            if site.estimator.kind == "enumerate"
-        )
+        return joint_values(*self._plan(jax.random.key(0), args))
 
     def describe(self, *args: Any) -> str:
         """A table of the sites and how the gradient through each is estimated.

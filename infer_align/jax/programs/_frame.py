@@ -150,9 +150,21 @@ class Frame(Messenger):
                 "with jnp.where, and leave jit to the whole objective"
             )
 
-    def inherit(self, outer: "Frame") -> None:
-        """Plates keep the part of the data that was drawn outside."""
-        self._subsamples.update(outer._subsamples)
+    def overrides_of(self, scope: str) -> dict[str, Override]:
+        """Those of an inner scope."""
+        return {uid: o for uid, o in self.overrides.items() if uid.startswith(scope)}
+
+    def inner(
+        self, source: Source, overrides: Mapping[str, Override], scope: str, *,
+        in_scan: bool = False,
+    ) -> "Frame":  # fmt: skip
+        """The frame of one repetition; plates keep the part of the data that was drawn outside."""
+        frame = Frame(
+            self.plan, source, overrides, scope=scope, alternatives=self.alternatives,
+            in_scan=in_scan,
+        )  # fmt: skip
+        frame._subsamples.update(self._subsamples)
+        return frame
 
     def absorb(self, reports: Reports) -> None:
         """Take the reports of an inner frame."""
@@ -211,16 +223,14 @@ class Frame(Messenger):
         if shape := msg["kwargs"].get("sample_shape", ()):
             d = d.expand((*shape, *d.batch_shape))
         uid = self.unique(name)
-        if self.plan.complete:
-            estimator = self.plan.sites[uid].estimator
-        else:
-            estimator, default = self.plan.choose(name, d, msg["infer"])
-            site = _described(uid, name, estimator, d, default=default)
-            self.plan.sites[uid] = site
-            self.reports["drawn"][uid] = jnp.zeros(site.shape)
         try:
+            if not self.plan.complete:
+                estimator, default = self.plan.choose(name, d, msg["infer"])
+                site = _described(uid, name, estimator, d, default=default)
+                self.plan.sites[uid] = site
+                self.reports["drawn"][uid] = jnp.zeros(site.shape)
             msg["infer"] = dict(msg["infer"])
-            return self._value(uid, estimator, d, msg["infer"])
+            return self._value(uid, self.plan.sites[uid].estimator, d, msg["infer"])
         except ValueError as error:
             if str(error).startswith("site "):
                 raise
@@ -280,16 +290,37 @@ def _described(
         elements = elements_of(d)
         site.shape = tuple(elements.batch_shape)
         if estimator.kind == "enumerate":
-            try:
-                site.support = int(support_of(elements).shape[0])
-            except ValueError as error:
-                raise ValueError(f"site {name!r}: {error}") from None
+            site.support = int(support_of(elements).shape[0])
     return site
 
 
 def default_estimator(d: Any) -> SiteEstimator:
     """Reparameterised where there is such a sampler, score function otherwise."""
     return reparam if d.has_rsample else score
+
+
+def _enumerated(
+    plan: Plan, lead: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:  # fmt: skip
+    """By uid of the enumerated sites, the shape of all their elements."""
+    return {
+        uid: (*lead[uid], *site.shape)
+        for uid, site in plan.sites.items()
+        if site.estimator.kind == "enumerate"
+    }
+
+
+def joint_values(plan: Plan, lead: Mapping[str, tuple[int, ...]]) -> int:
+    """How many joint values the enumerated elements have.
+
+    Parameters
+    ----------
+    plan : Plan
+    lead : dict
+        By uid, the axes in front of the elements.
+    """
+    shapes = _enumerated(plan, lead)
+    return math.prod(plan.sites[u].support ** math.prod(shape) for u, shape in shapes.items())
 
 
 def configurations(plan: Plan, lead: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
@@ -306,13 +337,8 @@ def configurations(plan: Plan, lead: Mapping[str, tuple[int, ...]]) -> dict[str,
     ValueError
         If there are over a million.
     """
-    shapes = {
-        uid: (*lead[uid], *site.shape)
-        for uid, site in plan.sites.items()
-        if site.estimator.kind == "enumerate"
-    }
+    shapes, total = _enumerated(plan, lead), joint_values(plan, lead)
     counts = {uid: math.prod(shape) for uid, shape in shapes.items()}
-    total = math.prod(plan.sites[uid].support ** count for uid, count in counts.items())
     if total > 1_000_000:
         sizes = ", ".join(f"{uid} {plan.sites[uid].support}^{n}" for uid, n in counts.items())
         raise ValueError(

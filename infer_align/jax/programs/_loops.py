@@ -66,19 +66,15 @@ def vmap(function: Callable[..., Any], in_axes: Any = 0, *, size: int | None = N
         axes = in_axes if isinstance(in_axes, list | tuple) else (in_axes,) * len(args)
         count = size if size is not None else _size(args, axes)
         scope = frame.unique("vmap") + "/"
-        inside = {u: o for u, o in frame.overrides.items() if u.startswith(scope)}
 
         def one(source: Any, overrides: dict[str, Override], *args: Any) -> Any:
-            with Frame(
-                frame.plan, taken(source), overrides, scope=scope,
-                alternatives=frame.alternatives,
-            ) as inner:  # fmt: skip
-                inner.inherit(frame)
+            with frame.inner(taken(source), overrides, scope) as inner:
                 out = function(*args)
             return out, inner.reports
 
         source = inner_source(frame, scope, count)
-        out, reports = jax.vmap(one, (0, 0, *axes), axis_size=count)(source, inside, *args)
+        lanes = jax.vmap(one, (0, 0, *axes), axis_size=count)
+        out, reports = lanes(source, frame.overrides_of(scope), *args)
         frame.absorb(reports)
         return out
 
@@ -151,25 +147,16 @@ def inside_scan(frame: Frame, msg: dict[str, Any]) -> None:
     if length is None:
         length = int(jnp.shape(jax.tree.leaves(xs)[0])[0])
     scope = frame.unique("scan") + "/"
-    inside = {u: o for u, o in frame.overrides.items() if u.startswith(scope)}
 
     def body(carry: Any, x: Any) -> Any:
         x, source, overrides = x
-        with Frame(
-            frame.plan,
-            taken(source),
-            overrides,
-            scope=scope,
-            alternatives=frame.alternatives,
-            in_scan=True,
-        ) as inner:
-            inner.inherit(frame)
+        with frame.inner(taken(source), overrides, scope, in_scan=True) as inner:
             carry, y = function(carry, x)
         return carry, (y, inner.reports)
 
     source = inner_source(frame, scope, length)
     (end, (trace, (ys, reports))) = msg["fn"](
-        body, init, (xs, source, inside), length, reverse, **kwargs
+        body, init, (xs, source, frame.overrides_of(scope)), length, reverse, **kwargs
     )
     frame.absorb(reports)
     msg["value"] = (end, (trace, ys))

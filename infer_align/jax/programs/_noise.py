@@ -83,16 +83,17 @@ class Recorder:
     """Stands in for a supply while the sites are found, and lists what they ask for."""
 
     def __init__(self, key: Array) -> None:
-        self.used, self._key, self._calls = Need(), key, 0
+        self.used, self._key = Need(), key
 
     def key(self) -> Array:
         """Some key."""
         self.used.keys += 1
-        self._calls += 1
-        return jax.random.fold_in(self._key, self._calls)
+        return self._next()
 
     def noise(self, kind: str, shape: tuple[int, ...]) -> Array:
         """Some noise."""
         self.used.noise.append((kind, shape))
-        self._calls += 1
-        return _DRAW[kind](jax.random.fold_in(self._key, self._calls), shape)
+        return _DRAW[kind](self._next(), shape)
+
+    def _next(self) -> Array:
+        return jax.random.fold_in(self._key, self.used.keys + len(self.used.noise))
