@@ -21,6 +21,7 @@ from jax.flatten_util import ravel_pytree
 
 from infer_align.jax import programs
 from infer_align.jax.programs import expectation, objectives
+from paper_repro.becker2024_programmable_vi.networks import initial_layers, layer
 
 SIDE, GLYPH, WHAT, HIDDEN, OBJECTS = 12, 5, 4, 64, 3
 PRIOR = (0.5, 0.3, 0.05)
@@ -60,17 +61,7 @@ def initial(key: Any) -> dict[str, Any]:
         "look": (SIDE**2, 128), "step": (128 + HIDDEN + 3 + WHAT, HIDDEN),
         "predict": (HIDDEN, 1 + 2 * (2 + WHAT)),
     }  # fmt: skip
-    keys = jax.random.split(key, len(sizes))
-    return {
-        name: (jax.random.normal(k, size) / size[0] ** 0.5, jnp.zeros(size[1]))
-        for k, (name, size) in zip(keys, sizes.items(), strict=True)
-    }
-
-
-def layer(params: Any, name: str, x: Any) -> Any:
-    """Affine."""
-    weight, bias = params[name]
-    return x @ weight + bias
+    return initial_layers(key, sizes)
 
 
 def drawn(params: Any, where: Any, what: Any) -> Any:

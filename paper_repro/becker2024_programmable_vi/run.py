@@ -22,25 +22,11 @@ import jax
 import numpy as np
 
 from paper_repro.becker2024_programmable_vi import cone, counting, timing
+from paper_repro.checks import Check
 
 EXPECTED = json.loads((Path(__file__).parent / "expected.json").read_text(encoding="utf-8"))
 TRAINED = tuple(counting.CHOICES)
 REPEATED = ("score", "measure_valued", "IWELBO 2, score")
-
-
-class Check(NamedTuple):
-    """One number: what it should be, what it is, and how far apart they may be."""
-
-    claim: str
-    what: str
-    expected: float
-    got: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the two agree; NaN never does."""
-        return abs(self.got - self.expected) <= self.tolerance
 
 
 def least(claim: str, what: str, floor: float, got: float) -> Check:

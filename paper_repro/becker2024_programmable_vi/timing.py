@@ -21,6 +21,7 @@ from jax.scipy.special import erfinv, logsumexp
 
 from infer_align.jax.programs import expectation, objectives
 from paper_repro.becker2024_programmable_vi import cone
+from paper_repro.becker2024_programmable_vi.networks import initial_layers, layer
 
 LOG_2PI = math.log(2 * math.pi)
 PIXELS, HIDDEN, LATENT = 784, 200, 10
@@ -35,17 +36,7 @@ def vae_params(key: Any) -> dict[str, Any]:
         "look": (PIXELS, HIDDEN), "encode": (HIDDEN, 2 * LATENT),
         "open": (LATENT, HIDDEN), "decode": (HIDDEN, PIXELS),
     }  # fmt: skip
-    keys = jax.random.split(key, len(sizes))
-    return {
-        name: (jax.random.normal(k, size) / size[0] ** 0.5, jnp.zeros(size[1]))
-        for k, (name, size) in zip(keys, sizes.items(), strict=True)
-    }
-
-
-def layer(params: Any, name: str, x: Any) -> Any:
-    """Affine."""
-    weight, bias = params[name]
-    return x @ weight + bias
+    return initial_layers(key, sizes)
 
 
 def encoded(params: Any, images: Any) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from infer_align.exact import Chain, RewardLaw, best_of_n, log_rewards, reports,
 from infer_align.exact import asymptotics as limits
 from infer_align.exact.selection import log_kl_to_best_of_n
 from infer_align.exact.tilts import beta_for_kl, closeness, frontier
+from paper_repro.checks import Check
 
 P, Q = ["0.5", "0.3", "0.2"], ["0.2", "0.3", "0.5"]
 """Model T1: prior p, reward r = log q. It has no lattice."""
@@ -32,21 +33,6 @@ LATTICE = ["0", "1", "2"]
 MARKOV = ([0.5, 0.25, 0.25], [[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]], [0, 1, 2])
 """Model M1: initial law, transitions, reward of each state."""
 EXPECTED = json.loads((Path(__file__).parent / "expected.json").read_text(encoding="utf-8"))
-
-
-class Check(NamedTuple):
-    """One number: what it should be, what it is, and how far apart they may be."""
-
-    claim: str
-    what: str
-    expected: float
-    got: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the two agree; NaN never does."""
-        return abs(self.got - self.expected) <= self.tolerance
 
 
 def model_t1(length: int) -> RewardLaw:
