@@ -1,0 +1,89 @@
+"""Rewards made of several rewards."""
+
+from typing import Any
+
+from infer_align._numerics import Array, namespace
+from infer_align.targets._target import LogPotential
+
+
+def worst_case(*rewards: LogPotential) -> LogPotential:
+    """The least of several rewards: conservative optimisation of an ensemble.
+
+    Coste et al. 2023 (arXiv 2310.02743), WCO.
+
+    Parameters
+    ----------
+    *rewards : callable
+        ``(y, *contexts) -> (n, *contexts)`` each.
+
+    Returns
+    -------
+    callable
+        A reward, for `tilt`.
+
+    Raises
+    ------
+    ValueError
+        Without a reward.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from infer_align import worst_case
+    >>> worst_case(lambda y: 1.0 * y, lambda y: 2.0 - y)(np.array([0, 1, 2]))
+    array([0., 1., 0.])
+    """
+    _some(rewards)
+
+    def least(y: Any, *contexts: Any) -> Array:
+        values = [reward(y, *contexts) for reward in rewards]
+        xp = namespace(*values)
+        return xp.min(xp.stack(values), axis=0)
+
+    return least
+
+
+def uncertainty_weighted(*rewards: LogPotential, weight: float | int) -> LogPotential:
+    """Mean of several rewards less ``weight`` times their variance.
+
+    Coste et al. 2023 (arXiv 2310.02743), UWO; the variance divides by their number.
+
+    Parameters
+    ----------
+    *rewards : callable
+        ``(y, *contexts) -> (n, *contexts)`` each.
+    weight : float
+        λ, in units of 1/reward.
+
+    Returns
+    -------
+    callable
+        A reward, for `tilt`.
+
+    Raises
+    ------
+    ValueError
+        Without a reward.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from infer_align import uncertainty_weighted
+    >>> uncertainty_weighted(lambda y: 1.0 * y, lambda y: 2.0 - y, weight=0.5)(np.array([0, 1, 2]))
+    array([0.5, 1. , 0.5])
+    """
+    _some(rewards)
+
+    def reward(y: Any, *contexts: Any) -> Array:
+        values = [one(y, *contexts) for one in rewards]
+        xp = namespace(*values)
+        stacked = xp.stack(values)
+        mean = xp.mean(stacked, axis=0)
+        return mean - weight * xp.mean((stacked - mean) ** 2, axis=0)
+
+    return reward
+
+
+def _some(rewards: tuple[LogPotential, ...]) -> None:
+    if not rewards:
+        raise ValueError("an ensemble needs at least one reward, got none")
