@@ -117,6 +117,25 @@ def test_the_importance_weighted_bound_of_a_discrete_guide_is_unbiased(estimator
     assert np.all(deviations < SIGMAS), (deviations, variance)
 
 
+def test_numpyros_renyi_elbo_of_a_discrete_guide_ascends_the_wrong_way_and_ours_does_not():
+    """The gradient of E log (1/3)Σ w is (-.162, .252, .023, -.113) at these logits."""
+    joint, logits = jnp.array([-0.695, 2.568, 1.907, 0.0]), jnp.array([0.2, -0.1, 0.4, 0.0])
+
+    def fixed(t):
+        z = numpyro.sample("z", dist.Categorical(logits=jnp.zeros(4)))
+        numpyro.factor("data", joint[z] + math.log(4))
+
+    exact = [-0.162, 0.252, 0.023, -0.113]
+    ours = summed(lambda t: O.iwelbo(fixed, guide, t, n=3), theta=logits)[1]
+    np.testing.assert_allclose(ours, exact, atol=6e-4)
+    loss = numpyro.infer.RenyiELBO(alpha=0.0, num_particles=3)
+    theirs = jax.grad(lambda t, key: -loss.loss(key, {}, fixed, guide, t))
+    draws = jax.jit(jax.vmap(theirs, (None, 0)))(logits, jax.random.split(KEY, 20_000))
+    error = draws.std(axis=0) / math.sqrt(len(draws))
+    assert jnp.vdot(draws.mean(axis=0), ours) < -0.05, "NumPyro changed: say so in the docs"
+    assert float(jnp.max(jnp.abs(draws.mean(axis=0) - ours) / error)) > 100
+
+
 def posterior(t):
     return jax.nn.softmax(log_joint(t))
 
