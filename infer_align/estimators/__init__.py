@@ -20,6 +20,7 @@ enumerate every batch to check it.
 from infer_align.divergences import forward_kl, jensen_shannon, reverse_kl, total_variation
 from infer_align.estimators._baselines import Baseline, dpg, leave_one_out, mean, none, running
 from infer_align.estimators._core import Claim, Estimator, State, Update, check, checked_update
+from infer_align.estimators._likelihood import maximum_likelihood
 from infer_align.estimators._log_z import (
     LogZ,
     batch_log_z,
@@ -49,6 +50,7 @@ __all__ = [
     "known_log_z",
     "learnt_log_z",
     "leave_one_out",
+    "maximum_likelihood",
     "mean",
     "none",
     "per_context_log_z",
@@ -73,5 +75,6 @@ ALL: tuple[Estimator, ...] = (
     vargrad(),
     trajectory_balance(),
     trajectory_balance(log_z=known_log_z(0.0)),
+    maximum_likelihood(),
 )
 """One instance of each estimator and of each of its rules: what the contract suite runs over."""

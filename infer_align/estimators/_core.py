@@ -10,6 +10,7 @@ from infer_align.divergences import reverse_kl
 from infer_align.estimators._weights import LogWeights
 
 INF = math.inf
+LOG_DENSITY = frozenset({"log_density"})
 State = dict[str, Any]
 
 
@@ -55,13 +56,17 @@ class Estimator(NamedTuple):
     on_policy, off_policy : Claim
         The expectation of the gradient in each regime.
     fixed_point : str
-        The distribution at which the expected gradient vanishes: ``"target"`` or a named variant.
+        The distribution at which the expected gradient vanishes: ``"target"`` or a named variant
+        (``"data"``: the law that the samples were drawn from).
     hard_constraints : bool
         Whether outcomes with target density 0 have finite coefficients.
     full_support : bool
         Whether the policy may miss outcomes of the target (False: it may, with finite loss).
     min_outcomes : int
         Outcomes needed per context.
+    requires : frozenset of str
+        What it needs of a target: ``"log_density"`` (up to Z), ``"samples"``, ``"next_token"``.
+        ``targets.check_provides`` compares it with ``Target.provides``.
     """
 
     init: Callable[[], State]
@@ -74,6 +79,7 @@ class Estimator(NamedTuple):
     hard_constraints: bool = True
     full_support: bool = True
     min_outcomes: int = 1
+    requires: frozenset[str] = LOG_DENSITY
 
     def __repr__(self) -> str:
         return f"Estimator({self.name})"
@@ -95,7 +101,8 @@ def check(estimator: Estimator, weights: LogWeights) -> None:
     ValueError
         NaN or +inf entries; a hard constraint (target −inf) for an estimator whose coefficients
         are unbounded there; a policy that misses an outcome of the target where the loss is
-        infinite; too few outcomes; an off-policy batch for an on-policy estimator.
+        infinite; too few outcomes; an off-policy batch for an on-policy estimator, or the policy's
+        own draws for one that needs the target's.
     """
     xp = namespace(weights.policy, weights.target)
     for name, x in zip(("policy", "target", "proposal"), weights[:3], strict=True):
@@ -112,6 +119,12 @@ def check(estimator: Estimator, weights: LogWeights) -> None:
         raise ValueError(too_few(estimator.name, estimator.min_outcomes, n))
     if weights.proposal is not None and estimator.off_policy is Claim.REFUSED:
         raise ValueError(off_policy_mean(estimator.name))
+    if weights.proposal is None and estimator.on_policy is Claim.REFUSED:
+        raise ValueError(
+            f"{estimator.name} needs outcomes drawn from the target, and these are the policy's "
+            "own, on which its expected gradient is 0; say what they were drawn from with "
+            "LogWeights(proposal=), or use f_dpg() or reinforce()"
+        )
     rejected = weights.target == -INF
     if not estimator.hard_constraints and bool(xp.any(rejected & (weights.policy > -INF))):
         share = float(xp.mean(xp.astype(rejected, xp.float64)))

@@ -27,7 +27,11 @@ a bound (``law.error``).
 """
 
 from infer_align.exact._build import reward_law, reward_law_of_counts
+from infer_align.exact._cdf import reward_cdf
+from infer_align.exact._games import Equilibrium, best_response, duality_gap, nash
 from infer_align.exact._law import RewardLaw
+from infer_align.exact._lookahead import Lookahead, lookahead
+from infer_align.exact._moments import kl_budget, match_moments
 from infer_align.exact._potential import potential_law
 from infer_align.exact._rewards import log_rewards, regularized_rewards
 from infer_align.exact._solve import (
@@ -47,18 +51,27 @@ __all__ = [
     "Answer",
     "Automaton",
     "Chain",
+    "Equilibrium",
+    "Lookahead",
     "RewardLaw",
     "SequenceModel",
     "Solution",
     "Space",
     "best_of_n",
+    "best_response",
     "by_letters",
     "by_messages",
     "by_sequences",
     "by_types",
+    "duality_gap",
+    "kl_budget",
     "log_rewards",
+    "lookahead",
+    "match_moments",
+    "nash",
     "potential_law",
     "regularized_rewards",
+    "reward_cdf",
     "reward_law",
     "reward_law_of_counts",
     "solve",

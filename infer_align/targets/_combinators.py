@@ -3,8 +3,10 @@
 import math
 from typing import Any
 
-from infer_align._numerics import Array
+from infer_align._numerics import Array, namespace
+from infer_align.targets._capabilities import check_provides
 from infer_align.targets._target import (
+    LOG_DENSITY,
     HasLogProb,
     LogPotential,
     Target,
@@ -13,7 +15,7 @@ from infer_align.targets._target import (
 )
 
 
-def tilt(base: Any, reward: LogPotential, beta: float) -> Target:
+def tilt(base: Any, reward: LogPotential, beta: float | int) -> Target:
     """Exponential tilt, P = base·exp(reward/beta): the KL-regularised posterior.
 
     It maximises E[reward] − beta·KL(π‖base) (Korbak et al. 2022, arXiv 2205.11275).
@@ -32,11 +34,7 @@ def tilt(base: Any, reward: LogPotential, beta: float) -> Target:
     ValueError
         If beta is not a positive finite number.
     """
-    if not (beta > 0 and math.isfinite(beta)):
-        raise ValueError(
-            f"beta is a temperature (P = prior·exp(reward/beta)) and must be positive and finite, "
-            f"got {beta}; for no tilt leave the reward out"
-        )
+    check_beta(beta)
     return extend(base, lambda y, *contexts: reward(y, *contexts) / beta, "tilt")
 
 
@@ -73,25 +71,52 @@ def product(base: Any, *factors: Any) -> Target:
         raise ValueError("product needs at least one factor beside the base, got none")
     target = base
     for factor in factors:
-        target = extend(target, _as_potential(factor), "product")
+        spread = factor.log_potential_se if isinstance(factor, Target) else None
+        target = extend(target, _as_potential(factor), "product", spread)
     return target
+
+
+def check_beta(beta: float | int) -> None:
+    """Refuse what is no temperature."""
+    if not (beta > 0 and math.isfinite(beta)):
+        raise ValueError(
+            f"beta is a temperature (P = prior·exp(reward/beta)) and must be positive and finite, "
+            f"got {beta}; for no tilt leave the reward out"
+        )
 
 
 def _as_potential(factor: Any) -> LogPotential:
     if isinstance(factor, Target):
+        check_provides(factor, LOG_DENSITY, "product")
         return factor.log_density
     if isinstance(factor, HasLogProb):
         return lambda y, *contexts: factor.log_prob(y)
     return factor
 
 
-def extend(base: Any, potential: LogPotential, name: str) -> Target:
-    """A target with one more potential."""
+def extend(
+    base: Any, potential: LogPotential, name: str, log_potential_se: LogPotential | None = None
+) -> Target:
+    """A target with one more potential, which may be an estimate with a standard error."""
     if not isinstance(base, Target):
-        return Target(base, potential, name, (potential,))
+        return Target(base, potential, name, (potential,), log_potential_se=log_potential_se)
+    check_provides(base, LOG_DENSITY, name)
 
     def both(y: Any, *contexts: Any) -> Array:
         return add_potential(base.log_potential(y, *contexts), potential(y, *contexts), name)
 
     factors = (*(base.factors or (base.log_potential,)), potential)
-    return Target(base.prior, both, f"{name}({base.name})", factors)
+    se = _joint_se(base.log_potential_se, log_potential_se)
+    return Target(base.prior, both, f"{name}({base.name})", factors, log_potential_se=se)
+
+
+def _joint_se(one: LogPotential | None, other: LogPotential | None) -> LogPotential | None:
+    """Standard error of the sum of two independent estimates."""
+    if one is None or other is None:
+        return one or other
+
+    def both(y: Any, *contexts: Any) -> Array:
+        a, b = one(y, *contexts), other(y, *contexts)
+        return namespace(a, b).sqrt(a**2 + b**2)
+
+    return both

@@ -6,6 +6,44 @@ from infer_align._numerics import Array, namespace
 from infer_align.targets._target import LogPotential
 
 
+def mean_reward(*rewards: LogPotential) -> LogPotential:
+    """The mean of several rewards.
+
+    Coste et al. 2023 (arXiv 2310.02743), mean optimisation. Its tilt is the geometric mixture, with
+    equal weights, of the tilts by each.
+
+    Parameters
+    ----------
+    *rewards : callable
+        ``(y, *contexts) -> (n, *contexts)`` each.
+
+    Returns
+    -------
+    callable
+        A reward, for `tilt`.
+
+    Raises
+    ------
+    ValueError
+        Without a reward.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from infer_align.targets import mean_reward
+    >>> mean_reward(lambda y: 1.0 * y, lambda y: 4.0 - y)(np.array([0, 1, 2]))
+    array([2., 2., 2.])
+    """
+    _some(rewards)
+
+    def mean(y: Any, *contexts: Any) -> Array:
+        values = [reward(y, *contexts) for reward in rewards]
+        xp = namespace(*values)
+        return xp.mean(xp.stack(values), axis=0)
+
+    return mean
+
+
 def worst_case(*rewards: LogPotential) -> LogPotential:
     """The least of several rewards: conservative optimisation of an ensemble.
 
