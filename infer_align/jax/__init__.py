@@ -10,6 +10,7 @@ either way.
 """
 
 from infer_align.jax import programs
+from infer_align.jax.best_of_n import BestOfN
 from infer_align.jax.diagnostics import assess
 from infer_align.jax.fit import FitState, Step, fit, policy_gradient
 from infer_align.jax.numpyro import ProgramPrior, target
@@ -22,10 +23,14 @@ from infer_align.jax.policies import (
     memoryless,
     tabular,
 )
+from infer_align.jax.sources import Mixture, mixture, source
+from infer_align.jax.token_products import token_product
 
 __all__ = [
+    "BestOfN",
     "FitState",
     "HiddenMarkov",
+    "Mixture",
     "ProgramPrior",
     "Step",
     "Tabular",
@@ -35,8 +40,11 @@ __all__ = [
     "hidden_markov",
     "markov",
     "memoryless",
+    "mixture",
     "policy_gradient",
     "programs",
+    "source",
     "tabular",
     "target",
+    "token_product",
 ]

@@ -47,6 +47,15 @@ def draw(
     return batch
 
 
+def of_data(policy: Any, outcomes: Any, n: int, name: str) -> Batch:
+    """Samples of the target, scored by the policy: all else known of them is that P/q is 1."""
+    log_policy = policy.log_prob(outcomes)
+    nothing = jax.numpy.zeros_like(log_policy)
+    batch = Batch(outcomes, log_policy, nothing, nothing, nothing)
+    _check_shapes(batch, n, name)
+    return batch
+
+
 def weigh(batch: Batch, name: str) -> Weighed:
     """Log-probabilities as NumPy float64: nothing is subtracted in float32."""
     policy, prior, potential = map(_host, (batch.log_policy, batch.log_prior, batch.log_potential))

@@ -9,7 +9,7 @@ from infer_align import diagnostics
 from infer_align.jax._batch import draw, weigh
 from infer_align.jax.numpyro import Program
 from infer_align.jax.numpyro import target as as_target
-from infer_align.targets import Target
+from infer_align.targets import Target, check_provides
 
 if TYPE_CHECKING:
     import xarray
@@ -75,18 +75,21 @@ def assess(
     (True, True)
     """
     declared = as_target(target)
+    check_provides(declared, frozenset({"log_density"}), "assess")
 
     @jax.jit
     def scored(key: jax.Array, contexts: tuple[Any, ...]) -> Any:
         batch = draw(key, policy, proposal, declared, n, contexts)
         values = {name: f(batch.outcomes, *contexts) for name, f in (features or {}).items()}
-        return batch, values
+        spread = declared.log_potential_se
+        return batch, values, None if spread is None else spread(batch.outcomes, *contexts)
 
-    batch, values = scored(key, contexts)
+    batch, values, log_target_se = scored(key, contexts)
     weighed = weigh(batch, declared.name)
     return diagnostics.assess(
         weighed.weights,
         log_prior=weighed.log_prior,
+        log_target_se=log_target_se,
         features=values or None,
         contexts=labels,
         outcomes=batch.outcomes,

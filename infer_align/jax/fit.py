@@ -20,10 +20,10 @@ import optax
 
 from infer_align.diagnostics import batch_metrics
 from infer_align.estimators import Estimator, LogWeights, checked_update
-from infer_align.jax._batch import Batch, draw, weigh
+from infer_align.jax._batch import Batch, draw, of_data, weigh
 from infer_align.jax.numpyro import Program, ProgramPrior
 from infer_align.jax.numpyro import target as as_target
-from infer_align.targets import Target
+from infer_align.targets import Empirical, Target, check_provides
 
 __all__ = ["FitState", "Step", "fit", "policy_gradient"]
 
@@ -44,7 +44,8 @@ class Step(NamedTuple):
     ``outcomes`` and ``weights`` (NumPy float64) are the batch. ``metrics`` are numbers:
     ``reward`` (mean log-potential of accepted outcomes), ``acceptance``, ``kl_prior``,
     ``reverse_kl``, ``forward_kl`` (estimates in nats), ``log_z``, ``ess`` (share of n),
-    ``grad_norm``, and ``skipped`` (1 where all coefficients were zero and no step was taken).
+    ``grad_norm``, and ``skipped`` (1 where all coefficients were zero and no step was taken). A fit
+    to samples has ``cross_entropy`` (mean −log π of the batch, nats) in place of the first seven.
     """
 
     index: int
@@ -81,6 +82,8 @@ def fit(
         Initial parameters. They are not changed; each step has its own.
     target : NumPyro program or Target
     estimator : Estimator
+        One that requires samples (``maximum_likelihood``) draws its batch from the target: from
+        ``demonstrations``, or a ``teacher``.
     n : int
         Outcomes drawn per context and step.
     steps : int
@@ -105,8 +108,9 @@ def fit(
     Raises
     ------
     ValueError
-        For arguments that cannot be right, for log-weights that the estimator refuses, and for
-        coefficients or gradients that are not finite. The last step yielded remains good.
+        For arguments that cannot be right, a target that does not provide what the estimator
+        requires, log-weights that the estimator refuses, and for coefficients or gradients that
+        are not finite. The last step yielded remains good.
 
     Examples
     --------
@@ -137,14 +141,23 @@ def fit(
             "the policy is a distribution, which has no parameters to fit; pass a function from "
             "parameters to a distribution, such as infer_align.jax.tabular"
         )
+    declared = as_target(target)
+    check_provides(declared, estimator.requires, estimator.name)
+    from_target = "samples" in estimator.requires
+    if from_target and proposal is not None:
+        raise ValueError(
+            f"{estimator.name} draws from the target {declared.name!r} and has no use for a "
+            "proposal; leave proposal out, or use an off-policy objective such as f_dpg()"
+        )
     run = _Fit(
         policy=policy,
-        target=as_target(target),
+        target=declared,
         estimator=estimator,
         optimizer=optax.adam(1e-2) if optimizer is None else optimizer,
         contexts=contexts,
         proposal=proposal,
         n=n,
+        from_target=from_target,
     )
     fresh = FitState(0, run.optimizer.init(params), estimator.init())
     if resume is not None:
@@ -205,16 +218,25 @@ class _Fit:
     contexts: tuple[Any, ...]
     proposal: Any
     n: int
+    from_target: bool
 
     def steps(self, key: jax.Array, params: Any, state: FitState, steps: int) -> Iterator[Step]:
         drawn, descended = jax.jit(self._draw), jax.jit(self._descend)
+        scored = jax.jit(self._score_data)
         for index in range(state.index, steps):
-            batch = drawn(jax.random.fold_in(key, index), params, self.contexts)
+            step_key = jax.random.fold_in(key, index)
+            if self.from_target:
+                batch = scored(params, self._data(step_key, params), self.contexts)
+            else:
+                batch = drawn(step_key, params, self.contexts)
             weighed = weigh(batch, self.target.name)
             coefficients, estimator_state, info = self._coefficients(
                 weighed.weights, state.estimator
             )
-            numbers = batch_metrics(*weighed) | info
+            if self.from_target:
+                numbers = {"cross_entropy": -float(weighed.weights.policy.mean())} | info
+            else:
+                numbers = batch_metrics(*weighed) | info
             optimizer_state, norm = state.optimizer, 0.0
             skipped = not np.any(coefficients)
             if not skipped:
@@ -232,6 +254,18 @@ class _Fit:
         if proposal is not None and not isinstance(proposal, dist.Distribution | ProgramPrior):
             proposal = proposal(params, *contexts)
         return draw(key, policy, proposal, self.target, self.n, contexts)
+
+    def _data(self, key: jax.Array, params: Any) -> Any:
+        """Samples of the target."""
+        law = self.target.prior
+        if not isinstance(law, Empirical):
+            return self.target.given(*self.contexts).sample(key, (self.n,))
+        axes = len(self.policy(params, *self.contexts).batch_shape)
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
+        return jax.tree.map(jnp.asarray, law.draw(self.n, rng, context_axes=axes))
+
+    def _score_data(self, params: Any, outcomes: Any, contexts: tuple[Any, ...]) -> Batch:
+        return of_data(self.policy(params, *contexts), outcomes, self.n, self.target.name)
 
     def _coefficients(
         self, weights: LogWeights, state: dict[str, Any]

@@ -18,13 +18,15 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro import handlers
 
-from infer_align.targets import Target
+from infer_align.targets import Constrained, Target, collecting
 
 __all__ = ["ProgramPrior", "target"]
 
 Program = Callable[..., Any]
 Outcome = Any
 """An array, or for a program of several latent sites a dict from site to array."""
+Moments = dict[str, tuple[Any, float]]
+"""Of each moment: the feature's values, and the desired mean."""
 
 
 def target(program: Program | Target, *, name: str | None = None, context_ndim: int = 1) -> Target:
@@ -84,11 +86,11 @@ def target(program: Program | Target, *, name: str | None = None, context_ndim: 
     def prior(*contexts: Any) -> ProgramPrior:
         return ProgramPrior(program, contexts, label, context_ndim)
 
-    def log_potential(y: Outcome, *contexts: Any) -> Any:
-        return prior(*contexts).log_potential(y)
+    def terms(y: Outcome, *contexts: Any) -> tuple[jax.Array, Moments]:
+        return prior(*contexts).terms(y)
 
     takes_contexts = bool(inspect.signature(program).parameters)
-    return Target(prior if takes_contexts else prior(), log_potential, label)
+    return Target(prior if takes_contexts else prior(), Constrained(terms, label), label)
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ class ProgramPrior:
         return self._log_terms(value)[0]
 
     def log_potential(self, value: Outcome) -> jax.Array:
-        """Sum of the factors and of the observed sites' log-probs.
+        """Sum of the factors and of the observed sites' log-probs; moments not included.
 
         Parameters
         ----------
@@ -201,20 +203,49 @@ class ProgramPrior:
         -------
         array, shape (n, *contexts)
         """
-        return self._log_terms(value, sample_ndim=1)[1]
+        return self.terms(value)[0]
+
+    def terms(self, value: Outcome) -> tuple[jax.Array, Moments]:
+        """Log-potential, and the values and means of the moments, in one run of the program.
+
+        Parameters
+        ----------
+        value : array or dict, shape (n, *contexts, ...)
+
+        Returns
+        -------
+        log_potential : array, shape (n, *contexts)
+        moments : dict from name to (array of shape (n, *contexts), mean)
+        """
+        _, potential, values, means = self._log_terms(value, sample_ndim=1)
+        return potential, {name: (values[name], mean) for name, mean in means.items()}
 
     def _log_terms(
         self, value: Outcome, *, sample_ndim: int | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Log prior and log potential, each of shape (*sample_shape, *contexts)."""
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array], dict[str, float]]:
+        """Log prior, log potential and moments, each of shape (*sample_shape, *contexts)."""
         shapes = self._latent_shapes()
         values = self._by_site(value, shapes)
         ndim = self._sample_ndim(values, shapes, sample_ndim)
+        means: dict[str, float] = {}
 
-        def one(values: dict[str, jax.Array], *contexts: Any) -> tuple[jax.Array, jax.Array]:
-            return _log_terms(self._trace(jax.random.key(0), values, contexts))
+        def one(values: dict[str, jax.Array], *contexts: Any) -> tuple[Any, ...]:
+            declared: Moments = {}
+            sites = self._trace(jax.random.key(0), values, contexts, declared)
+            means.update((name, mean) for name, (_, mean) in declared.items())
+            features = {name: self._scalar(name, x) for name, (x, _) in declared.items()}
+            return *_log_terms(sites), features
 
-        return self._vmapped(one, ndim)(values, *self.contexts)
+        return *self._vmapped(one, ndim)(values, *self.contexts), means
+
+    def _scalar(self, name: str, value: Any) -> jax.Array:
+        if jnp.shape(value):
+            raise ValueError(
+                f"the feature of moment {name!r} in program {self.name!r} has shape "
+                f"{jnp.shape(value)}; a program describes one outcome, whose feature is one "
+                "number: reduce it with .sum(), .mean() or .any()"
+            )
+        return jnp.asarray(value)
 
     def _vmapped(self, one: Callable[..., Any], sample_ndim: int) -> Callable[..., Any]:
         """A function of (one outcome, *one context) over all outcomes and contexts."""
@@ -226,12 +257,21 @@ class ProgramPrior:
         return one
 
     def _trace(
-        self, key: jax.Array, values: dict[str, jax.Array], contexts: tuple[Any, ...]
+        self,
+        key: jax.Array,
+        values: dict[str, jax.Array],
+        contexts: tuple[Any, ...],
+        moments: Moments | None = None,
     ) -> list[dict[str, Any]]:
-        """The sites of one run of the program; nothing leaks to handlers around it."""
-        with handlers.block():
+        """The sites of one run of the program; nothing leaks to handlers around it.
+
+        What it declares with `infer_align.moment` is put into ``moments``, if wanted.
+        """
+        with handlers.block(), collecting() as found:
             run = handlers.substitute(handlers.seed(self.program, key), data=values)
             sites = list(handlers.trace(run).get_trace(*contexts).values())
+        if moments is not None:
+            moments.update(found)
         for site in sites:
             self._refuse_random_density(site)
         return sites

@@ -7,7 +7,57 @@ generator. Outcomes are on axis 0, contexts on the trailing axes; every context 
 own, and all of them in the same calls of the model.
 """
 
+from infer_align.samplers._acceptance_curve import (
+    AcceptanceCurve,
+    acceptance_curve,
+    choose_log_beta,
+)
+from infer_align.samplers._best_of_n import best_of_n
+from infer_align.samplers._importance import importance, resample, sampling_importance_resampling
+from infer_align.samplers._independence import independence_metropolis
+from infer_align.samplers._local import local_metropolis
+from infer_align.samplers._pareto import Smoothed, pareto_smooth
+from infer_align.samplers._rejection import quasi_rejection, rejection
+from infer_align.samplers._resampling import multinomial, residual, stratified, systematic
+from infer_align.samplers._smc import conditional_importance, conditional_smc, smc
 from infer_align.samplers._source import Drawn, Source, TokenStream
+from infer_align.samplers._twists import (
+    NextTwist,
+    PrefixTwist,
+    next_twist,
+    policy_twist,
+    prefix_twist,
+)
 from infer_align.targets import WeightedSample
 
-__all__ = ["Drawn", "Source", "TokenStream", "WeightedSample"]
+__all__ = [
+    "AcceptanceCurve",
+    "Drawn",
+    "NextTwist",
+    "PrefixTwist",
+    "Smoothed",
+    "Source",
+    "TokenStream",
+    "WeightedSample",
+    "acceptance_curve",
+    "best_of_n",
+    "choose_log_beta",
+    "conditional_importance",
+    "conditional_smc",
+    "importance",
+    "independence_metropolis",
+    "local_metropolis",
+    "multinomial",
+    "next_twist",
+    "pareto_smooth",
+    "policy_twist",
+    "prefix_twist",
+    "quasi_rejection",
+    "rejection",
+    "resample",
+    "residual",
+    "sampling_importance_resampling",
+    "smc",
+    "stratified",
+    "systematic",
+]

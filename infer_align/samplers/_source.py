@@ -1,6 +1,6 @@
 """What a sampler needs of a proposal and a target; the backends provide it."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -19,6 +19,7 @@ class Drawn(NamedTuple):
     """log P(y), up to the target's constant; ``-inf`` for a rejected outcome."""
 
 
+@runtime_checkable
 class TokenStream(Protocol):
     """Next-token log-probabilities of the proposal, for n particles in each of C contexts.
 
@@ -52,6 +53,7 @@ class TokenStream(Protocol):
         ...
 
 
+@runtime_checkable
 class Source(Protocol):
     """A proposal q and a target P over the same outcomes, and a random generator."""
 

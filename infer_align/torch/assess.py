@@ -8,7 +8,7 @@ from torch import Tensor
 
 from infer_align import diagnostics
 from infer_align.estimators import LogWeights
-from infer_align.targets import Target, add_potential
+from infer_align.targets import Target, add_potential, check_provides
 from infer_align.torch.contexts import bind
 from infer_align.torch.continuations import Continuations
 from infer_align.torch.fit import draw
@@ -33,6 +33,7 @@ class Draws(NamedTuple):
     log_potential: Tensor
     features: dict[str, Tensor]
     sample_score_difference: float
+    log_potential_se: Tensor | None = None
 
     def assess(self, *, contexts: Sequence[str] | None = None) -> "xarray.DataTree":
         """These draws as an assessed ArviZ tree.
@@ -45,6 +46,7 @@ class Draws(NamedTuple):
         return diagnostics.assess(
             self.weights,
             log_prior=self.log_prior,
+            log_target_se=self.log_potential_se,
             features=self.features,
             contexts=contexts,
             outcomes=self.outcomes,
@@ -94,6 +96,7 @@ def collect(
     if n < 2:
         raise ValueError(f"an assessment needs at least 2 outcomes per prompt, got n={n}")
     bound, contexts = bind(target, prompts, columns)
+    check_provides(bound, frozenset({"log_density"}), "assess")
     every = torch.arange(len(contexts))
     arguments = contexts.of_target(every)
     generator = torch.Generator().manual_seed(seed)
@@ -114,6 +117,8 @@ def collect(
             gap = float((distribution.log_prob(y).double() - part["drawn"]).abs().max())
         part["prior"] = bound.given(*arguments).log_prob(y).double()
         part["potential"] = bound.log_potential(y, *arguments).double()
+        if bound.log_potential_se is not None:
+            part["potential_se"] = bound.log_potential_se(y, *arguments).double()
         for name, feature in (features or {}).items():
             part[f"feature {name}"] = torch.as_tensor(feature(y, *arguments)).double()
         parts.append(part)
@@ -133,6 +138,7 @@ def collect(
         all_["potential"],
         {k.removeprefix("feature "): v for k, v in all_.items() if k.startswith("feature ")},
         gap,
+        all_.get("potential_se"),
     )
 
 

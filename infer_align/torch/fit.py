@@ -17,9 +17,10 @@ from torch import Tensor
 
 from infer_align.diagnostics import batch_metrics
 from infer_align.estimators import Estimator, LogWeights, checked_update
-from infer_align.targets import Target, add_potential
+from infer_align.targets import Empirical, Target, add_potential
 from infer_align.torch.contexts import Contexts, bind
 from infer_align.torch.continuations import Continuations
+from infer_align.torch.demonstrations import draw_data, fits_samples
 from infer_align.torch.pyro import Program
 
 __all__ = ["FitState", "Step", "fit"]
@@ -54,7 +55,8 @@ class Step(NamedTuple):
     ``metrics`` are numbers about the batch *before* the update: ``reward`` (mean
     log-potential of accepted outcomes), ``acceptance``, ``kl_prior``, ``reverse_kl``,
     ``forward_kl`` (estimates in nats), ``log_z``, ``ess`` (share of n), ``grad_norm``,
-    ``skipped``, ``learning_rate``, ``tokens``, and ``seconds_`` of each phase.
+    ``skipped``, ``learning_rate``, ``tokens``, and ``seconds_`` of each phase. A fit to samples has
+    ``cross_entropy`` (mean −log π of the batch, nats) in place of the first seven.
     """
 
     index: int
@@ -92,6 +94,8 @@ def fit(
         What is fitted, in place. It has ``parameters()``.
     target : Pyro program or Target
     estimator : Estimator
+        One that requires samples (``maximum_likelihood``) draws its batch from the target: from
+        ``demonstrations``, or a ``teacher``.
     prompts : list, optional
         Contexts; ``None`` for an unconditional target.
     columns : mapping from name to list, optional
@@ -129,13 +133,15 @@ def fit(
     Raises
     ------
     ValueError
-        For arguments that cannot be right, for log-weights that the estimator refuses, and for
-        a gradient that is not finite. The policy then is as after the last step yielded.
+        For arguments that cannot be right, a target that does not provide what the estimator
+        requires, log-weights that the estimator refuses, and for a gradient that is not finite.
+        The policy then is as after the last step yielded.
     """
     for what, value in (("n", n), ("steps", steps), ("reuse", reuse)):
         if value < 1:
             raise ValueError(f"{what} must be at least 1, got {value}")
     bound, contexts = bind(target, prompts, columns)
+    from_target = fits_samples(bound, estimator, proposal)
     if prompts_per_step is not None and not 1 <= prompts_per_step <= len(contexts):
         raise ValueError(
             f"prompts_per_step must lie in 1 to {len(contexts)}, the number of prompts, got "
@@ -164,6 +170,7 @@ def fit(
         max_grad_norm=max_grad_norm,
         token_budget=token_budget,
         estimator_state=estimator.init(),
+        from_target=from_target,
     )
     first = 0 if resume is None else run.restore(resume)
     return run.steps(first, steps, reuse)
@@ -202,6 +209,8 @@ class _Fit:
     max_grad_norm: float | None
     token_budget: int | None
     estimator_state: dict[str, Any]
+    from_target: bool
+    """Whether the batch is drawn from the target's samples, in place of the policy."""
     batch: _Batch | None = None
 
     def steps(self, first: int, last: int, reuse: int) -> Iterator[Step]:
@@ -216,7 +225,7 @@ class _Fit:
             self.batch = self._draw(clock)
         batch = self.batch
         distribution = self.policy(*self.contexts.of_policy(batch.ids))
-        on_policy = fresh and self.proposal is None
+        on_policy = fresh and self.proposal is None and not self.from_target
         parts = _log_prob_in_parts(distribution, batch.outcomes, self.token_budget)
         if on_policy:
             log_policy = batch.log_drawn
@@ -232,7 +241,10 @@ class _Fit:
         update = checked_update(self.estimator, self.estimator_state, weights)
         coefficients, info = update.coefficients, update.info
         skipped = bool((coefficients == 0).all())
-        metrics = batch_metrics(weights, batch.log_prior, batch.log_potential)
+        if self.from_target:
+            metrics = {"cross_entropy": -float(log_policy.mean())}
+        else:
+            metrics = batch_metrics(weights, batch.log_prior, batch.log_potential)
         reported = ("undefined", "coefficient_bias")
         metrics |= {k: float(info[k]) for k in reported if k in info}
         if skipped:
@@ -272,6 +284,8 @@ class _Fit:
         if self.prompts_per_step is not None and self.prompts_per_step < total:
             order = torch.randperm(total, generator=self.generators["prompts"])
             ids = order[: self.prompts_per_step].sort().values
+        if self.from_target:
+            return self._draw_from_target(ids, clock)
         source = self.policy if self.proposal is None else self.proposal
         distribution = source(*self.contexts.of_policy(ids))
         outcomes, log_drawn = draw(distribution, self.n, self.generators["sampling"])
@@ -284,6 +298,20 @@ class _Fit:
             clock.lap("reward")
         density = add_potential(log_prior, potential, self.target.name)
         return _Batch(ids, outcomes, log_drawn.double(), log_prior, potential, density)
+
+    def _draw_from_target(self, ids: Tensor, clock: "_Clock") -> _Batch:
+        """Samples of the target: what is known of them is that P/q is 1."""
+        generator, law = self.generators["sampling"], self.target.prior
+        device = self.parameters[0].device
+        shape = self.policy(*self.contexts.of_policy(ids)).batch_shape
+        if isinstance(law, Empirical):
+            outcomes = draw_data(law, self.n, ids, tuple(shape), generator, device)
+        else:
+            teacher = self.target.given(*self.contexts.of_target(ids))
+            outcomes, _ = draw(teacher, self.n, generator)
+        clock.lap("sample")
+        nothing = torch.zeros(self.n, *shape, dtype=torch.float64, device=device)
+        return _Batch(ids, outcomes, nothing, nothing, nothing, nothing)
 
     def _score(self, distribution: Any, batch: _Batch, parts: _Parts) -> tuple[Tensor, _Parts]:
         """Log-probs at these parameters; a batch that is one part keeps its graph for later."""

@@ -16,12 +16,14 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from infer_align.targets import Target
+from infer_align.targets import Constrained, Target, collecting
 
 __all__ = ["context_names", "target"]
 
 Program = Callable[..., Any]
 Outcome = Tensor | dict[str, Tensor]
+Moments = dict[str, tuple[Any, float]]
+"""Of each moment: the feature's values, and the desired mean."""
 NO_LATENT_SITE = (
     "program {!r} has no latent sample site, so it has no prior; draw the outcome with "
     'pyro.sample("y", distribution)'
@@ -72,7 +74,7 @@ def target(program: Program | Target, *, name: str | None = None) -> Target:
         raise TypeError(f"a target is a Pyro program or a Target, got {type(program).__name__}")
     label = name or getattr(program, "__name__", "program")
     view = _ProgramView(program, label)
-    return Target(view.prior, view.log_potential, label)
+    return Target(view.prior, Constrained(view.terms, label), label)
 
 
 def context_names(program: Program) -> list[str]:
@@ -96,33 +98,48 @@ class _ProgramView:
     def prior(self, *contexts: Any) -> "ProgramPrior":
         return ProgramPrior(self.program, contexts, self.name)
 
-    def log_potential(self, y: Outcome, *contexts: Any) -> Tensor:
-        potential = self._potential(y, contexts)
+    def terms(self, y: Outcome, *contexts: Any) -> tuple[Tensor, Moments]:
+        """Log-potential, and the values and means of the moments, in one run of the program."""
+        potential, moments = self._terms(y, contexts)
         if not self.checked:
-            self._compare_with_single_outcomes(y, contexts, potential)
+            self._compare_with_single_outcomes(y, contexts, potential, moments)
             self.checked = True
-        return potential
+        return potential, moments
 
-    def _potential(self, y: Outcome, contexts: Sequence[Any]) -> Tensor:
-        with _Sites(self.name, y) as sites:
+    def _terms(self, y: Outcome, contexts: Sequence[Any]) -> tuple[Tensor, Moments]:
+        with _Sites(self.name, y) as sites, collecting() as moments:
             self.program(*contexts)
         sites.finish()
-        return sum(sites.potential, torch.zeros(sites.shape, device=sites.device))
+        for name, (value, _) in moments.items():
+            if tuple(value.shape) != tuple(sites.shape):
+                raise ValueError(
+                    f"the feature of moment {name!r} in program {self.name!r} has shape "
+                    f"{tuple(value.shape)}; needed is one number an outcome, {tuple(sites.shape)}: "
+                    "reduce over trailing axes with .sum(-1) or .any(-1), never over outcomes"
+                )
+        return sum(sites.potential, torch.zeros(sites.shape, device=sites.device)), moments
 
     def _compare_with_single_outcomes(
-        self, y: Outcome, contexts: Sequence[Any], potential: Tensor
+        self, y: Outcome, contexts: Sequence[Any], potential: Tensor, moments: Moments
     ) -> None:
         for i in sorted({0, len(potential) - 1}):
             one = {k: v[i : i + 1] for k, v in y.items()} if isinstance(y, dict) else y[i : i + 1]
-            alone = self._potential(one, contexts)[0]
-            same = torch.isclose(alone, potential[i], rtol=1e-4, atol=1e-4, equal_nan=True)
-            if not bool(same.all()):
-                raise ValueError(
-                    f"the potential of program {self.name!r} gives outcome {i} "
-                    f"{potential[i].flatten()[:3].tolist()} in a batch of {len(potential)} and "
-                    f"{alone.flatten()[:3].tolist()} alone; it must treat outcomes separately: "
-                    "reduce over the last axis, never over axis 0"
-                )
+            alone, features = self._terms(one, contexts)
+            self._same(i, "potential", potential, alone[0])
+            for name, (value, _) in moments.items():
+                self._same(i, f"moment {name!r}", value, features[name][0][0])
+
+    def _same(self, i: int, what: str, batch: Tensor, alone: Tensor) -> None:
+        same = torch.isclose(
+            alone.double(), batch[i].double(), rtol=1e-4, atol=1e-4, equal_nan=True
+        )
+        if not bool(same.all()):
+            raise ValueError(
+                f"the {what} of program {self.name!r} gives outcome {i} "
+                f"{batch[i].flatten()[:3].tolist()} in a batch of {len(batch)} and "
+                f"{alone.flatten()[:3].tolist()} alone; it must treat outcomes separately: "
+                "reduce over the last axis, never over axis 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -142,7 +159,7 @@ class ProgramPrior:
         """The distribution of the first latent site, given the contexts. Draws nothing."""
         first = _FirstSite()
         try:
-            with first:
+            with first, collecting():
                 self.program(*self.contexts)
         except _Enough:
             return first.distribution
@@ -156,7 +173,7 @@ class ProgramPrior:
         sample_shape : tuple of int
             ``(n,)`` for n outcomes.
         """
-        with _Sites(self.name, None, sample_shape) as sites:
+        with _Sites(self.name, None, sample_shape) as sites, collecting():
             self.program(*self.contexts)
         sites.finish()
         return sites.values if len(sites.values) > 1 else next(iter(sites.values.values()))
@@ -171,7 +188,7 @@ class ProgramPrior:
         """
         sites = _Sites(self.name, value, stop=not isinstance(value, dict))
         try:
-            with sites:
+            with sites, collecting():
                 self.program(*self.contexts)
         except _Enough:
             pass

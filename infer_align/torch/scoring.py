@@ -71,6 +71,31 @@ def log_prob_per_token(
     float tensor (rows, T)
         Nats; differentiable with respect to the parameters that require a gradient.
     """
+    logits, ids, where, used = predictions(network, prompts, index, tokens)
+    scores = _SelectedLogProb.apply(logits, ids)
+    return torch.where(used, scores.gather(1, where), 0.0)
+
+
+def predictions(
+    network: Network, prompts: Sequence[Sequence[int]], index: Tensor, tokens: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits of one forward pass over the rows, and where each token of a row is predicted.
+
+    Parameters
+    ----------
+    network, prompts, index, tokens
+        As for `log_prob_per_token`.
+
+    Returns
+    -------
+    logits : tensor (rows, columns, vocabulary)
+    ids : int tensor (rows, columns)
+        The token that each column predicts.
+    where : int tensor (rows, T)
+        The column that predicts token t.
+    used : bool tensor (rows, T)
+        Whether token t belongs to the outcome.
+    """
     network.activate()
     device = network.device
     index, tokens = index.to(device), tokens.to(device)
@@ -92,11 +117,9 @@ def log_prob_per_token(
     logits, _ = network(inputs, mask, positions, keep=width - 1 - first)
     network.counts["scored_rows"] += len(index)
     network.counts["grad_rows"] += len(index) if logits.requires_grad else 0
-    scores = _SelectedLogProb.apply(logits, ids[:, first + 1 :])
-
     step = torch.arange(tokens.shape[1], device=device).expand(len(index), -1)
-    where = (sizes[:, None] - 1 - first + step).clamp(max=scores.shape[1] - 1)
-    return torch.where(step < used[:, None], scores.gather(1, where), 0.0)
+    where = (sizes[:, None] - 1 - first + step).clamp(max=logits.shape[1] - 1)
+    return logits, ids[:, first + 1 :], where, step < used[:, None]
 
 
 class _SelectedLogProb(torch.autograd.Function):

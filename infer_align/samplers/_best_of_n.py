@@ -1,0 +1,106 @@
+"""Best-of-n drawing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from infer_align._numerics import concrete
+from infer_align.samplers._outcomes import (
+    Outcomes,
+    check,
+    each,
+    flat_contexts,
+    like,
+    take,
+    to_host,
+    with_contexts,
+)
+from infer_align.samplers._source import Source
+from infer_align.targets import WeightedSample
+
+__all__ = ["best_of_n"]
+
+CHUNK = 4096
+"""Proposals drawn at once."""
+
+
+def best_of_n(source: Source, reward: Callable[[Any], Any], n: int, m: int) -> WeightedSample:
+    r"""Draws of the best-of-n distribution: the outcome of n with the greatest reward.
+
+    .. math:: p_n(y) = q(y) \frac{F(r(y))^n - F(r(y)^-)^n}{F(r(y)) - F(r(y)^-)}
+
+    with F the law of the reward under q and ties broken at random (Beirami et al. 2024, arXiv
+    2401.01879). The draws are of this law, and the source's target takes no part in it but to be
+    reported in ``log_target``.
+
+    Parameters
+    ----------
+    source : Source
+        Whose proposal is drawn from.
+    reward : callable
+        From outcomes (k, *contexts, ...) to numbers (k, *contexts), ``-inf`` allowed.
+    n : int
+        Outcomes that the best is taken of.
+    m : int
+        Draws in each context.
+
+    Returns
+    -------
+    WeightedSample
+        Log-weights 0, and no evidence. ``calls`` is n·m.
+
+    Raises
+    ------
+    ValueError
+        For rewards of another shape, or NaN.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
+    >>> from infer_align import tilt
+    >>> from infer_align.jax import source
+    >>> from infer_align.samplers import best_of_n
+    >>> prior = dist.Categorical(probs=jnp.array([0.5, 0.5]))
+    >>> fair = source(jax.random.key(0), tilt(prior, lambda y: 1.0 * y, beta=1.0))
+    >>> best = best_of_n(fair, lambda y: y, 3, 1000)
+    >>> abs(float(best.outcomes.mean()) - 7 / 8) < 0.05
+    True
+    """
+    if n < 1 or m < 1:
+        raise ValueError(f"n and m must be at least 1, got n={n}, m={m}")
+    at_once = max(1, CHUNK // n)
+    parts = [_best(source, reward, n, min(at_once, m - start)) for start in range(0, m, at_once)]
+    outcomes = each(lambda *x: np.concatenate(x), *(host for host, _, _ in parts))
+    log_target = np.concatenate([log_p for _, log_p, _ in parts])
+    shape = (m, *source.shape)
+    return WeightedSample(
+        outcomes=like(with_contexts(outcomes, source.shape), parts[0][2]),
+        log_weights=np.zeros(shape),
+        log_target=log_target.reshape(shape),
+        calls=n * m,
+        method=f"best of {n}",
+    )
+
+
+def _best(
+    source: Source, reward: Callable[[Any], Any], n: int, m: int
+) -> tuple[Outcomes, np.ndarray, Outcomes]:
+    """The best of each of m groups of n, their log P, and the outcomes as they came."""
+    drawn = source.draw(n * m)
+    check(drawn, n * m, source)
+    values = concrete(reward(drawn.outcomes))
+    if values is None or values.shape != (n * m, *source.shape):
+        got = "no array" if values is None else values.shape
+        raise ValueError(
+            f"the reward gave {got} for {n * m} outcomes; needed is one number an outcome, "
+            f"{(n * m, *source.shape)}: reduce over the outcome's own axes with .sum(-1)"
+        )
+    if np.any(np.isnan(values)):
+        raise ValueError(f"the reward is NaN for {int(np.isnan(values).sum())} outcomes")
+    groups = values.reshape(m, n, -1)
+    best = groups == groups.max(axis=1, keepdims=True)
+    lot = np.where(best, source.rng.random(groups.shape), -1.0)
+    rows = np.argmax(lot, axis=1) + n * np.arange(m)[:, None]
+    host = flat_contexts(to_host(drawn.outcomes), len(source.shape))
+    return take(host, rows), take(drawn.log_target.reshape(n * m, -1), rows), drawn.outcomes
