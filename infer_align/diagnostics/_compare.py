@@ -7,7 +7,7 @@ import numpy as np
 
 from infer_align.diagnostics._draws import draws
 from infer_align.diagnostics._estimates import Moments, interval, moments
-from infer_align.diagnostics._summary import Estimate, summarise
+from infer_align.diagnostics._summary import Estimate, skewed, summarise
 from infer_align.divergences import FDivergence, forward_kl, reverse_kl
 from infer_align.estimators import LogWeights
 
@@ -69,11 +69,12 @@ def compare(
             f"{tuple(after.policy.shape[1:])} after cannot be paired; draw for the same contexts"
         )
     sides = [draws(weights) for weights in (before, after)]
-    old, new = (moments(side, divergences) for side in sides)
-    reliable = {name: True for name in old}
-    for side in sides:
-        pooled = summarise(side, divergences, level).pooled
-        reliable = {name: reliable[name] and pooled[name].reliable for name in reliable}
+    summaries = [summarise(side, divergences, level) for side in sides]
+    old, new = (
+        {name: skewed(m, summary.weights) for name, m in moments(side, divergences).items()}
+        for side, summary in zip(sides, summaries, strict=True)
+    )
+    reliable = {name: all(s.pooled[name].reliable for s in summaries) for name in old}
     names = ["log_z", *(divergence.name for divergence in divergences)]
     out = {name: _difference(old[name], new[name], level) for name in names}
     same_z = abs(out["log_z"].value) <= 4 * out["log_z"].se + 1e-9  # False for NaN
@@ -91,5 +92,6 @@ def _difference(old: Moments, new: Moments, level: float) -> Estimate:
     if math.isnan(value) or math.isinf(se):
         return Estimate(value, math.inf, -math.inf, math.inf, reliable=False)
     third = float((new.third - old.third).sum()) / len(old.value) ** 3
-    low, high = (float(end) for end in interval(value, se, third, level))
+    fourth = float((new.fourth + old.fourth).sum()) / len(old.value) ** 4
+    low, high = (float(end) for end in interval(value, se, third, level, fourth=fourth))
     return Estimate(value, se, low, high, reliable=False)

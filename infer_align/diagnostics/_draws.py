@@ -82,6 +82,17 @@ def numpy(array: Array) -> np.ndarray:
     return np.asarray(array, dtype=np.float64)
 
 
+def errors(array: Array, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard errors of log P, (n, contexts): finite and not negative."""
+    values = _checked(array, "log_target_se", shape)
+    if (count := int((values < 0).sum())) or not np.isfinite(values).all():
+        raise ValueError(
+            f"log_target_se has {count} negative and {int(np.isinf(values).sum())} infinite "
+            f"entries among {values.size}; standard errors are finite and >= 0"
+        )
+    return values
+
+
 def _checked(
     array: Array, name: str, shape: tuple[int, ...], infinite: tuple[float, ...] = (math.inf,)
 ) -> np.ndarray:

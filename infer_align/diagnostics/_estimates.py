@@ -31,13 +31,15 @@ from infer_align.diagnostics._draws import Draws
 from infer_align.divergences import FDivergence
 
 INF = math.inf
+TARGET, POLICY = ("",), ("_policy",)
+"""Suffixes of P/q and π/q."""
 
 
 class Moments(NamedTuple):
     """One estimate in every context: its value (contexts) and influences (n, contexts).
 
     ``se`` is ``inf`` where nothing was accepted; ``bounds`` are those of the quantity itself;
-    ``uses`` says on which weights it rests (π/q, P/q).
+    ``uses`` says on which weights it rests, by their suffix in `Summary.weights`.
     """
 
     value: np.ndarray
@@ -45,8 +47,10 @@ class Moments(NamedTuple):
     se: np.ndarray
     third: np.ndarray
     """Third cumulant of the estimate, Σ φ³ / n³."""
+    fourth: np.ndarray
+    """Σ φ⁴ / n⁴: the variance of se²."""
     bounds: tuple[float, float]
-    uses: tuple[bool, bool]
+    uses: tuple[str, ...]
     proven: np.ndarray
     """Where the value is certain, as an infinite divergence shown by one draw is."""
 
@@ -59,19 +63,19 @@ def moments(draws: Draws, divergences: Sequence[FDivergence]) -> dict[str, Momen
     log_a = log_v - logmeanexp(log_v)
     log_b = log_w - np.where(empty, 0.0, log_z)
     a, b = np.exp(log_a), np.exp(log_b)
-    out = {"log_z": _moments(log_z, b - 1, (-INF, INF), (False, True), empty)}
+    out = {"log_z": _moments(log_z, b - 1, (-INF, INF), TARGET, empty)}
     for divergence in divergences:
         out[divergence.name] = _divergence(divergence, log_a, log_b, empty)
-    policy, nothing = (True, False), np.zeros_like(empty)
+    nothing = np.zeros_like(empty)
     if draws.log_prior is not None:
         log_ratios = log_ratio(draws.log_policy, draws.log_prior)
-        out["kl_prior"] = _expectation(a, log_ratios, (0.0, INF), policy, nothing)
+        out["kl_prior"] = _expectation(a, log_ratios, (0.0, INF), POLICY, nothing)
     surprise = np.where(a > 0, -draws.log_policy, 0.0)
-    out["entropy"] = _expectation(a, surprise, (-INF, INF), policy, nothing)
+    out["entropy"] = _expectation(a, surprise, (-INF, INF), POLICY, nothing)
     for name, values in draws.features.items():
         bounds = (-INF, INF)
-        out[f"policy_{name}"] = _expectation(a, values, bounds, policy, nothing)
-        out[f"target_{name}"] = _expectation(b, values, bounds, (False, True), empty)
+        out[f"policy_{name}"] = _expectation(a, values, bounds, POLICY, nothing)
+        out[f"target_{name}"] = _expectation(b, values, bounds, TARGET, empty)
     return out
 
 
@@ -79,7 +83,7 @@ def _expectation(
     a: np.ndarray,
     values: np.ndarray,
     bounds: tuple[float, float],
-    uses: tuple[bool, bool],
+    uses: tuple[str, ...],
     empty: np.ndarray,
 ) -> Moments:
     """Self-normalised mean of the values; NaN where there is no draw to average."""
@@ -118,7 +122,7 @@ def _divergence(
         influence = terms - d - slope * (a - 1) - (d - slope) * (b - 1)
     influence = np.where(finite, influence, 0.0)
     proven = np.isinf(value) & ((leak & (at_inf == INF)) | (miss & (at_zero == INF))).any(axis=0)
-    return _moments(value, influence, (0.0, most), (True, True), ~finite & ~proven, proven)
+    return _moments(value, influence, (0.0, most), POLICY + TARGET, ~finite & ~proven, proven)
 
 
 def _price(where: np.ndarray, mass: np.ndarray, price: float) -> np.ndarray:
@@ -130,28 +134,51 @@ def _moments(
     value: np.ndarray,
     influence: np.ndarray,
     bounds: tuple[float, float],
-    uses: tuple[bool, bool],
+    uses: tuple[str, ...],
     empty: np.ndarray,
     proven: np.ndarray | None = None,
 ) -> Moments:
     n = len(influence)
     se = np.sqrt((influence**2).sum(axis=0) / (n * (n - 1)))
     proven = np.zeros_like(empty) if proven is None else proven
-    third = (influence**3).sum(axis=0) / n**3
-    return Moments(value, influence, np.where(empty, INF, se), third, bounds, uses, proven)
+    third, fourth = ((influence**k).sum(axis=0) / n**k for k in (3, 4))
+    se = np.where(empty, INF, se)
+    return Moments(value, influence, se, third, fourth, bounds, uses, proven)
 
 
-def interval(value: Array, se: Array, third: Array, level: float) -> tuple[Array, Array]:
+def interval(
+    value: Array, se: Array, third: Array, level: float, *, fourth: Array | float = 0.0
+) -> tuple[Array, Array]:
     r"""Delta-method interval, lengthened on the side to which the estimate is skewed.
 
-    .. math:: \hat θ ± z\,se, \quad 	ext{and } rac{κ_3}{se²} rac{1 + 2z²}{6}
-                ext{ more at the end of the skew}
+    .. math:: \hat θ ± z\,se, \quad \text{and } \frac{κ_3}{se^2} \frac{1 + 2z^2}{6}
+                \text{ more at the end of the skew}
 
     The shift is that of Johnson's modified t (1978, JASA 73:536). Importance weights are skewed
     to the right: large ones are rare, so that estimate and standard error are low together, and
-    the symmetric interval for KL(p‖π) misses the truth from below (lognormal weights at ESS 400:
-    it covers 91.7%, this one 95%).
+    the symmetric interval for KL(p‖π) misses the truth from below. With ``fourth``, the variance
+    of se², z at that end is the quantile of Student's t with 2 se⁴ / fourth degrees of freedom
+    (Satterthwaite 1946).
     """
     z = NormalDist().inv_cdf(0.5 + level / 2)
-    shift = third / np.where(se > 0, se, 1.0) ** 2 * (1 + 2 * z**2) / 6
-    return value - z * se + np.minimum(shift, 0), value + z * se + np.maximum(shift, 0)
+    positive = np.where(se > 0, se, 1.0)
+    far = _student(2 * positive**4 / np.maximum(fourth, 1e-300), level) if np.any(fourth) else z
+    shift = third / positive**2 * (1 + 2 * far**2) / 6
+    left, right = np.where(third < 0, far, z), np.where(third > 0, far, z)
+    return value - left * se + np.minimum(shift, 0), value + right * se + np.maximum(shift, 0)
+
+
+def tailed(m: Moments, khat: np.ndarray) -> Moments:
+    """Allow for the skew that the draws do not show, by the tail index of their weights.
+
+    The third moment of weights is infinite from k = 1/3 on, and what a sample shows of it is too
+    small long before. Multiplied by 1 + 4k, intervals cover 92% to 98% for lognormal and Pareto
+    weights alike (tests/statistical/test_diagnostics_coverage.py); without it 85% to 96%.
+    """
+    return m._replace(third=m.third * (1 + 4 * np.clip(khat, 0.0, 0.5)))
+
+
+def _student(degrees: Array, level: float) -> Array:
+    from scipy.special import stdtrit
+
+    return stdtrit(np.clip(degrees, 3.0, 1e6), 0.5 + level / 2)

@@ -1,6 +1,7 @@
 """Pareto k̂ and the effective sample size: what importance weights are worth."""
 
 import math
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -91,3 +92,21 @@ def kish_ess(log_weights: np.ndarray) -> Array:
     w = np.exp(log_weights - np.where(np.isfinite(top), top, 0.0))
     squares = (w**2).sum(axis=0)
     return w.sum(axis=0) ** 2 / np.where(squares > 0, squares, 1.0)
+
+
+def least_ess(log_weights: np.ndarray, level: float = 0.95) -> np.ndarray:
+    r"""One-sided lower bound of the expected ESS n / E[b²], where b is the weight over its mean.
+
+    .. math:: \mathrm{ESS} · \exp(−z_{level} \, s/n), \qquad
+              s^2 = \sum_i (2 b_i − b_i^2 / \overline{b^2} − 1)^2
+
+    (delta method for log ESS). The ESS itself is above its expectation half of the time.
+    """
+    ess = kish_ess(log_weights)
+    n = len(log_weights)
+    top = log_weights.max(axis=0, keepdims=True)
+    w = np.exp(log_weights - np.where(np.isfinite(top), top, 0.0))
+    b = w * (n / np.maximum(w.sum(axis=0), 1e-300))
+    influence = 2 * b - b**2 / np.maximum((b**2).mean(axis=0), 1e-300) - 1
+    spread = np.sqrt((influence**2).sum(axis=0)) / n
+    return np.where(ess > 0, ess * np.exp(-NormalDist().inv_cdf(level) * spread), 0.0)

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from infer_align.diagnostics._draws import Draws
-from infer_align.diagnostics._estimates import Moments, interval, moments
-from infer_align.diagnostics._khat import kish_ess, pareto_khat
+from infer_align.diagnostics._estimates import Moments, interval, moments, tailed
+from infer_align.diagnostics._khat import kish_ess, least_ess, pareto_khat
+from infer_align.diagnostics._potential_error import potential_errors, widened
 from infer_align.divergences import FDivergence
 
 KHAT_LIMIT = 0.5
@@ -34,7 +35,8 @@ class Estimate(NamedTuple):
     low: float
     high: float
     reliable: bool
-    """Whether the interval is claimed: k̂ < 0.5 and ESS ≥ 200 of the weights that it rests on."""
+    """Whether the interval is claimed: of the weights that it rests on, k̂ < 0.5, and an expected
+    ESS of at least 200 with 95% confidence."""
 
 
 STATISTICS = Estimate._fields
@@ -55,61 +57,103 @@ class Summary(NamedTuple):
 
 
 def summarise(
-    draws: Draws, divergences: Sequence[FDivergence], level: float, *, khat: bool = True
+    draws: Draws,
+    divergences: Sequence[FDivergence],
+    level: float,
+    *,
+    khat: bool = True,
+    log_target_se: np.ndarray | None = None,
 ) -> Summary:
     """Estimate everything. Without ``khat`` (slow: a fit per context) the ESS alone decides."""
-    if not 0 < level < 1:
-        raise ValueError(f"level is the coverage of the intervals, between 0 and 1, got {level}")
-    weights = _weights(draws, khat=khat)
-    estimates = moments(draws, divergences)
-    n, contexts = draws.log_policy.shape
-    by_context = {
-        name: _intervals(m, _reliable(weights, m.uses), level) for name, m in estimates.items()
-    }
-    # Where no draw is accepted, P(accept) ≤ 1 − (1 − level)^(1/n) bounds Z if weights are ≤ 1.
-    empty = np.isneginf(by_context["log_z"][0])
-    by_context["log_z"][3, empty] = math.log(_most_accepted(n, level))
-    pooled = {name: _pool(by_context[name], m, level) for name, m in estimates.items()}
+    check_level(level)
+    kinds = {"": draws.log_target_weight, "_policy": draws.log_policy_weight}
+    weights = weight_diagnostics(kinds, khat=khat)
+    n = len(draws.log_policy)
+    by_context, pooled = intervals(moments(draws, divergences), weights, level, n)
     accepted = np.isfinite(draws.log_target)
-    by_context["acceptance"] = _wilson(accepted.mean(axis=0), n, level)
-    share = np.atleast_1d(accepted.mean())
-    pooled["acceptance"] = _estimate(_wilson(share, n * contexts, level)[:, 0])
-    pooled_weights = {
-        "ess": float(weights["ess"].sum()),
-        "ess_min": float(weights["ess"].min()),
-        "ess_per_draw": float(weights["ess"].mean() / n),
-        "pareto_khat": float(weights["pareto_khat"].max()),
-        "ess_policy": float(weights["ess_policy"].sum()),
-        "pareto_khat_policy": float(weights["pareto_khat_policy"].max()),
-    }
+    by_context["acceptance"], pooled["acceptance"] = acceptance(accepted, level)
+    pooled_weights = pool_weights(weights) | {"ess_per_draw": float(weights["ess"].mean() / n)}
+    weights["ess_per_draw"] = weights["ess"] / n
     notes = _notes(draws, weights, pooled, level)
+    if log_target_se is not None and log_target_se.any():
+        errors = potential_errors(draws, divergences, log_target_se)
+        wider, whole, note = widened(by_context, pooled, errors, divergences, level)
+        by_context |= wider
+        pooled |= {name: _estimate(column) for name, column in whole.items()}
+        notes = (*notes, note)
     return Summary(by_context, pooled, weights, pooled_weights, notes)
 
 
-def _weights(draws: Draws, *, khat: bool) -> dict[str, np.ndarray]:
-    n, contexts = draws.log_policy.shape
+def check_level(level: float) -> None:
+    """Refuse what is not a coverage."""
+    if not 0 < level < 1:
+        raise ValueError(f"level is the coverage of the intervals, between 0 and 1, got {level}")
+
+
+def weight_diagnostics(kinds: dict[str, np.ndarray], *, khat: bool) -> dict[str, np.ndarray]:
+    """ESS, its lower bound and k̂ of each kind of log-weights (n, contexts), by suffix."""
     out = {}
-    kinds = (("", draws.log_target_weight), ("_policy", draws.log_policy_weight))
-    for suffix, log_weights in kinds:
+    for suffix, log_weights in kinds.items():
         out["ess" + suffix] = kish_ess(log_weights)
-        fitted = khat and not (suffix and draws.on_policy)
-        columns = log_weights.T if fitted else ()
+        out["ess_low" + suffix] = least_ess(log_weights)
         out["pareto_khat" + suffix] = (
-            np.array([pareto_khat(column) for column in columns])
-            if fitted
-            else np.full(contexts, -math.inf)
+            np.array([pareto_khat(column) for column in log_weights.T])
+            if khat
+            else np.full(log_weights.shape[1], -math.inf)
         )
-    out["ess_per_draw"] = out["ess"] / n
     return out
 
 
-def _reliable(weights: dict[str, np.ndarray], uses: tuple[bool, bool]) -> np.ndarray:
+def pool_weights(weights: dict[str, np.ndarray]) -> dict[str, float]:
+    """The ESS summed over contexts, its least values, and the largest k̂."""
+    suffixes = [name.removeprefix("pareto_khat") for name in weights if "pareto_khat" in name]
+    out = {"ess_min": float(weights["ess"].min())}
+    for suffix in suffixes:
+        out["ess" + suffix] = float(weights["ess" + suffix].sum())
+        out["ess_low" + suffix] = float(weights["ess_low" + suffix].min())
+        out["pareto_khat" + suffix] = float(weights["pareto_khat" + suffix].max())
+    return out
+
+
+def intervals(
+    estimates: dict[str, Moments],
+    weights: dict[str, np.ndarray],
+    level: float,
+    proposals: int | None,
+) -> tuple[dict[str, np.ndarray], dict[str, Estimate]]:
+    """Intervals per context and pooled, claimed where the weights allow it.
+
+    Where none of a number of independent proposals is accepted, P(accept) ≤ 1 − (1 − level)^(1/n)
+    bounds Z if weights are ≤ 1.
+    """
+    estimates = {name: skewed(m, weights) for name, m in estimates.items()}
+    by_context = {
+        name: _intervals(m, _reliable(weights, m.uses), level) for name, m in estimates.items()
+    }
+    if proposals is not None:
+        empty = np.isneginf(by_context["log_z"][0])
+        by_context["log_z"][3, empty] = math.log(_most_accepted(proposals, level))
+    pooled = {name: _pool(by_context[name], m, level) for name, m in estimates.items()}
+    return by_context, pooled
+
+
+def skewed(m: Moments, weights: dict[str, np.ndarray]) -> Moments:
+    """`tailed` by the heaviest of the weights that the estimate rests on."""
+    return tailed(m, np.max([weights["pareto_khat" + suffix] for suffix in m.uses], axis=0))
+
+
+def acceptance(accepted: np.ndarray, level: float) -> tuple[np.ndarray, Estimate]:
+    """Share of accepted draws (n, contexts), per context and over all."""
+    share = np.atleast_1d(accepted.mean())
+    pooled = _estimate(_wilson(share, accepted.size, level)[:, 0])
+    return _wilson(accepted.mean(axis=0), len(accepted), level), pooled
+
+
+def _reliable(weights: dict[str, np.ndarray], uses: tuple[str, ...]) -> np.ndarray:
     out = np.ones(len(weights["ess"]), dtype=bool)
-    for used, suffix in zip(uses, ("_policy", ""), strict=True):
-        if used:
-            out &= (weights["ess" + suffix] >= ESS_LIMIT) & (
-                weights["pareto_khat" + suffix] < KHAT_LIMIT
-            )
+    for suffix in uses:
+        out &= weights["ess_low" + suffix] >= ESS_LIMIT
+        out &= weights["pareto_khat" + suffix] < KHAT_LIMIT
     return out
 
 
@@ -118,7 +162,7 @@ def _intervals(m: Moments, reliable: np.ndarray, level: float) -> np.ndarray:
     unknown = np.isinf(m.se)
     infinite = np.isinf(m.value) & ~unknown  # certain, or beyond the floats
     centre = np.where(unknown | infinite, 0.0, m.value)
-    ends = interval(centre, np.where(unknown, 0.0, m.se), m.third, level)
+    ends = interval(centre, np.where(unknown, 0.0, m.se), m.third, level, fourth=m.fourth)
     low, high = (np.where(infinite, m.value, np.clip(end, *m.bounds)) for end in ends)
     low, high = np.where(unknown, m.bounds[0], low), np.where(unknown, m.bounds[1], high)
     return np.stack([m.value, m.se, low, high, (reliable | m.proven) & ~unknown])
@@ -129,7 +173,8 @@ def _pool(columns: np.ndarray, m: Moments, level: float) -> Estimate:
     value, se, low, high, reliable = columns
     mean, error = value.mean(), math.sqrt((se**2).sum()) / len(se)
     if math.isfinite(mean) and math.isfinite(error):
-        ends = np.clip(interval(mean, error, m.third.sum() / len(se) ** 3, level), *m.bounds)
+        third, fourth = m.third.sum() / len(se) ** 3, m.fourth.sum() / len(se) ** 4
+        ends = np.clip(interval(mean, error, third, level, fourth=fourth), *m.bounds)
     else:
         ends = [low.mean(), high.mean()]
     return Estimate(float(mean), error, float(ends[0]), float(ends[1]), bool(reliable.all()))
@@ -160,55 +205,78 @@ def _notes(
 ) -> tuple[str, ...]:
     """What the reader must know before believing the numbers, and what to do about it."""
     n = len(draws.log_policy)
-    notes = []
     empty = ~np.isfinite(draws.log_target).any(axis=0)
-    if empty.any():
-        bound = _most_accepted(n, level)
-        notes.append(
-            f"no accepted draw{_of(empty)}: the acceptance rate is below {bound:.2g} "
-            f"({level:.0%}, one-sided), so Z < {bound:.2g} where no weight P/q exceeds 1 (a "
-            "constraint on the prior, drawn from the prior). Draw more, or from a proposal that "
-            "meets the constraint more often."
-        )
-    kinds = [("", "P/q", "target")]
+    notes = empty_notes(empty, n, level)
+    notes += weight_notes(weights, "", "P/q", "target", ~empty, n)
     if not draws.on_policy:
-        kinds.append(("_policy", "π/q", "policy"))
-    for suffix, ratio, whose in kinds:
-        khat, ess = weights["pareto_khat" + suffix], weights["ess" + suffix]
-        few, heavy, hopeless = ess < ESS_LIMIT, khat >= KHAT_LIMIT, khat >= 0.7
-        few, heavy, hopeless = few & ~empty, heavy & ~empty, hopeless & ~empty
-        if hopeless.any():
-            notes.append(
-                f"the weights {ratio} have too heavy a tail{_of(hopeless)} (Pareto k-hat up to "
-                f"{khat[~empty].max():.2f}, intervals hold below 0.5): more draws will hardly "
-                f"help; draw from a proposal closer to the {whose}."
-            )
-        elif heavy.any():
-            notes.append(
-                f"the weights {ratio} have a heavy tail{_of(heavy)} (Pareto k-hat up to "
-                f"{khat[~empty].max():.2f}, intervals hold below 0.5): draw from a proposal "
-                f"closer to the {whose}; more draws help slowly."
-            )
-        if few.any():
-            need = math.ceil(n * ESS_LIMIT / ess[few].min() / 100) * 100
-            more = "" if hopeless.any() else f"draw about {need} per context, or "
-            notes.append(
-                f"the effective sample size of {ratio} is {ess[few].min():.0f}{_of(few)}, "
-                f"intervals hold from {ESS_LIMIT:.0f} on: {more}draw from a proposal closer to "
-                f"the {whose}."
-            )
-        if (ties := np.isneginf(khat)).any():
-            notes.append(
-                f"the largest weights {ratio} tie{_of(ties)}: there is no "
-                "tail to fit, Pareto k-hat is -inf, and the ESS alone decides."
-            )
-    infinite = [name for name, e in pooled.items() if e.value == math.inf and e.low == math.inf]
-    if infinite:
+        notes += weight_notes(weights, "_policy", "π/q", "policy", ~empty, n)
+    return tuple(notes + infinite_notes(pooled))
+
+
+def empty_notes(empty: Any, n: int, level: float) -> list[str]:
+    """Contexts without an accepted draw, and what their n rejections say."""
+    if not empty.any():
+        return []
+    bound = _most_accepted(n, level)
+    return [
+        f"no accepted draw{_of(empty)}: the acceptance rate is below {bound:.2g} "
+        f"({level:.0%}, one-sided), so Z < {bound:.2g} where no weight P/q exceeds 1 (a "
+        "constraint on the prior, drawn from the prior). Draw more, or from a proposal that "
+        "meets the constraint more often."
+    ]
+
+
+def weight_notes(
+    weights: dict[str, np.ndarray],
+    suffix: str,
+    ratio: str,
+    whose: str,
+    some: Any,
+    n: int,
+) -> list[str]:
+    """Whether weights bear an interval, in the contexts that have some; n draws gave them."""
+    khat, ess = weights["pareto_khat" + suffix], weights["ess" + suffix]
+    least = weights["ess_low" + suffix]
+    few, heavy, hopeless = (least < ESS_LIMIT) & some, (khat >= KHAT_LIMIT) & some, khat >= 0.7
+    hopeless &= some
+    notes = []
+    if hopeless.any():
         notes.append(
-            f"{' and '.join(infinite)} = inf is certain: draws of one distribution lie where the "
-            "other has probability 0. Compare by jensen_shannon or total_variation."
+            f"the weights {ratio} have too heavy a tail{_of(hopeless)} (Pareto k-hat up to "
+            f"{khat[some].max():.2f}, intervals hold below 0.5): more draws will hardly "
+            f"help; draw from a proposal closer to the {whose}."
         )
-    return tuple(notes)
+    elif heavy.any():
+        notes.append(
+            f"the weights {ratio} have a heavy tail{_of(heavy)} (Pareto k-hat up to "
+            f"{khat[some].max():.2f}, intervals hold below 0.5): draw from a proposal "
+            f"closer to the {whose}; more draws help slowly."
+        )
+    if few.any():
+        need = math.ceil(n * ESS_LIMIT / max(least[few].min(), 1.0) / 100) * 100
+        more = "" if hopeless.any() else f"draw about {need} per context, or "
+        notes.append(
+            f"the effective sample size of {ratio} is {ess[few].min():.0f}{_of(few)} (at least "
+            f"{least[few].min():.0f} with 95% confidence), intervals hold from {ESS_LIMIT:.0f} on: "
+            f"{more}draw from a proposal closer to the {whose}."
+        )
+    if (ties := np.isneginf(khat)).any():
+        notes.append(
+            f"the largest weights {ratio} tie{_of(ties)}: there is no "
+            "tail to fit, Pareto k-hat is -inf, and the ESS alone decides."
+        )
+    return notes
+
+
+def infinite_notes(pooled: dict[str, Estimate]) -> list[str]:
+    """Divergences that one draw has shown to be infinite."""
+    infinite = [name for name, e in pooled.items() if e.value == math.inf and e.low == math.inf]
+    if not infinite:
+        return []
+    return [
+        f"{' and '.join(infinite)} = inf is certain: draws of one distribution lie where the "
+        "other has probability 0. Compare by jensen_shannon or total_variation."
+    ]
 
 
 def _of(which: Any) -> str:

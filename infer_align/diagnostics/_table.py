@@ -74,14 +74,22 @@ def _column(tree: "xarray.DataTree") -> dict[str, str]:
     contexts = tree["diagnostics/contexts"].sizes["context"]
     n = data.attrs["n"]
     cells["draws"] = f"{n}" + (f" x {contexts} contexts" if contexts > 1 else "")
-    kinds = [("", "")] if data.attrs["on_policy"] else [("", " (P/q)"), ("_policy", " (π/q)")]
-    for suffix, mark in kinds:
+    for suffix, mark in _kinds(data):
         ess = float(data["ess" + suffix])
         cells["ess" + mark] = f"{ess:.0f} ({ess / (n * contexts):.0%})"
         cells["pareto k-hat" + mark] = f"{float(data['pareto_khat' + suffix]):.2f}"
     if (gap := data.attrs.get("max_sample_score_difference")) is not None:
         cells["sample - score"] = f"{gap:.2g} nats at most"
     return cells
+
+
+def _kinds(data: "xarray.Dataset") -> list[tuple[str, str]]:
+    """Suffixes and marks of the weights that matter."""
+    if data.attrs["on_policy"]:
+        return [("", "")]
+    if "ess_policy" in data:
+        return [("", " (P/q)"), ("_policy", " (π/q)")]
+    return [("", ""), ("_evidence", " (Z)")] if "ess_evidence" in data else [("", "")]
 
 
 def _label(name: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from array_api_compat import is_torch_array
 
 from infer_align._numerics import Array
-from infer_align.diagnostics._draws import Draws, draws, numpy
+from infer_align.diagnostics._draws import draws, errors, numpy
 from infer_align.diagnostics._summary import STATISTICS, Estimate, Summary, summarise
 from infer_align.divergences import (
     FDivergence,
@@ -29,6 +29,7 @@ def assess(
     weights: LogWeights,
     *,
     log_prior: Array | None = None,
+    log_target_se: Array | None = None,
     features: Mapping[str, Array] | None = None,
     contexts: Sequence[str] | Sequence[int] | None = None,
     outcomes: Array | Mapping[str, Array] | None = None,
@@ -43,7 +44,8 @@ def assess(
 
     Delta-method intervals from influence functions (Owen 2013, *Monte Carlo theory, methods and
     examples*, §9.2), in which all estimates share the noise of log Ẑ. An interval is claimed
-    (``reliable``) where Pareto k̂ < 0.5 and ESS ≥ 200; elsewhere the notes say what to do.
+    (``reliable``) where Pareto k̂ < 0.5 and the expected ESS is at least 200 with 95% confidence;
+    elsewhere the notes say what to do.
 
     Parameters
     ----------
@@ -52,6 +54,11 @@ def assess(
         Without a proposal, q = π. ``-inf`` targets are rejected draws.
     log_prior : array, shape (n, *contexts), optional
         log prior(y), for KL(π‖prior).
+    log_target_se : array, shape (n, *contexts), optional
+        Standard errors of log P(y), where the target's potential is itself an estimate
+        (``Target.log_potential_se``). The errors of all draws come from one estimate and are taken
+        as fully correlated: an estimate that moves by s_i δ_i with each log P gets (E|s| se)² more
+        variance, the most that such errors can give it.
     features : mapping of name to array of shape (n, *contexts), optional
         Functions of the outcomes whose means under policy and target are wanted.
     contexts : sequence of str or int, optional
@@ -74,8 +81,9 @@ def assess(
         - ``diagnostics``: pooled over contexts (their mean; contexts are fixed). log_z, the
           divergences, kl_prior = KL(π‖prior), entropy of π, acceptance (share of finite weights),
           policy_<feature> and target_<feature>, each with dim ``statistic``: value, se, low,
-          high, reliable; ess (summed), ess_min, ess_per_draw, pareto_khat (largest), and
-          those of π/q as ess_policy, pareto_khat_policy.
+          high, reliable; ess (summed), ess_min, ess_low (lower bound of the expected ESS, the
+          least), ess_per_draw, pareto_khat (largest), and those of π/q as ess_policy,
+          ess_low_policy, pareto_khat_policy.
         - ``diagnostics/contexts``: the same for every context.
 
         Attributes of ``diagnostics``: n, level, notes, ...
@@ -111,16 +119,23 @@ def assess(
     (True, True)
     """
     d = draws(weights, log_prior, features)
-    summary = summarise(d, divergences, level)
-    labels = _labels(weights, contexts, d.log_policy.shape[1])
+    se = None if log_target_se is None else errors(log_target_se, tuple(weights.policy.shape))
+    summary = summarise(d, divergences, level, log_target_se=se)
+    labels = context_labels(weights.context, contexts, d.log_policy.shape[1])
     attributes = {"level": level, "n": len(d.log_policy), "on_policy": int(d.on_policy)}
     if max_sample_score_difference is not None:
         attributes["max_sample_score_difference"] = float(max_sample_score_difference)
-    sites = {} if outcomes is None else outcomes
-    sites = sites if isinstance(sites, Mapping) else {"y": sites}
-    shape = tuple(weights.policy.shape)
-    kept = {name: _by_context(values, name, shape) for name, values in sites.items()}
-    return _tree(d, summary, labels, kept, attributes)
+    stats = {
+        "log_policy": d.log_policy,
+        "log_target": d.log_target,
+        "log_proposal": d.log_proposal,
+        "log_weight": d.log_target_weight,
+    }
+    if d.log_prior is not None:
+        stats["log_prior"] = d.log_prior
+    kept = outcomes_by_site(outcomes, tuple(weights.policy.shape))
+    groups = {"sample_stats": stats, "features": d.features, "outcomes": kept}
+    return build_tree(groups, summary, labels, attributes)
 
 
 def estimates(tree: "xarray.DataTree") -> dict[str, Estimate]:
@@ -167,11 +182,11 @@ def save(tree: "xarray.DataTree", path: str | PathLike[str]) -> None:
     tree.to_netcdf(path, engine="h5netcdf")
 
 
-def _labels(
-    weights: LogWeights, contexts: Sequence[str] | Sequence[int] | None, count: int
+def context_labels(
+    ids: Array | None, contexts: Sequence[str] | Sequence[int] | None, count: int
 ) -> np.ndarray:
+    """Labels as given, else the ids of the contexts, else 0, 1, ..."""
     if contexts is None:
-        ids = weights.context
         return np.arange(count) if ids is None else numpy(ids).astype(int).reshape(-1)
     labels = np.asarray(contexts).reshape(-1)
     if len(labels) != count:
@@ -182,36 +197,32 @@ def _labels(
     return labels
 
 
-def _tree(
-    d: Draws,
+def outcomes_by_site(
+    outcomes: Array | Mapping[str, Array] | None, shape: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """Outcomes by site, of shape (n, contexts, ...)."""
+    sites = {} if outcomes is None else outcomes
+    sites = sites if isinstance(sites, Mapping) else {"y": sites}
+    return {name: _by_context(values, name, shape) for name, values in sites.items()}
+
+
+def build_tree(
+    samples: Mapping[str, Mapping[str, np.ndarray]],
     summary: Summary,
     labels: np.ndarray,
-    outcomes: dict[str, np.ndarray],
     attributes: dict[str, Any],
 ) -> "xarray.DataTree":
+    """Groups of arrays (rows, contexts, ...), those that have any, and what was made of them."""
     import xarray
     from arviz_base import dict_to_dataset
 
     coords: dict[Any, Any] = {"context": labels}
-
-    def sampled(variables: dict[str, np.ndarray]) -> "xarray.Dataset":
-        with_chain = {name: values[None] for name, values in variables.items()}
-        dims: dict[Any, Any] = {name: ["context"] for name in variables}
-        return dict_to_dataset(with_chain, coords=coords, dims=dims)
-
-    stats = {
-        "log_policy": d.log_policy,
-        "log_target": d.log_target,
-        "log_proposal": d.log_proposal,
-        "log_weight": d.log_target_weight,
-    }
-    if d.log_prior is not None:
-        stats["log_prior"] = d.log_prior
-    groups = {"sample_stats": sampled(stats)}
-    if d.features:
-        groups["features"] = sampled(d.features)
-    if outcomes:
-        groups["outcomes"] = sampled(outcomes)
+    groups: dict[str, xarray.Dataset] = {}
+    for group, variables in samples.items():
+        if variables:
+            with_chain = {name: values[None] for name, values in variables.items()}
+            dims: dict[Any, Any] = {name: ["context"] for name in variables}
+            groups[group] = dict_to_dataset(with_chain, coords=coords, dims=dims)
     notes = {**attributes, "notes": "\n".join(summary.notes)}
     statistic = {"statistic": list(STATISTICS)}
     groups["diagnostics"] = xarray.Dataset(
