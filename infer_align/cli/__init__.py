@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import infer_align
-from infer_align.cli import demo, exact, fitting, models, using
+from infer_align.cli import demo, exact, fitting, models, sampling, using
 from infer_align.cli.errors import DEBUG
 
 __all__ = ["app"]
@@ -49,5 +49,5 @@ def main(
     DEBUG.set(debug)
 
 
-for command in (demo.demo, fitting.fit, using.assess, using.sample, exact.exact, models.models):
+for command in (demo.demo, fitting.fit, using.assess, sampling.sample, exact.exact, models.models):
     app.command()(command)

@@ -18,6 +18,7 @@ PACKAGE = str(Path(__file__).resolve().parents[1])
 EXTRAS = {
     "torch": ("torch", "pyro", "transformers", "peft", "safetensors", "gguf", "vaderSentiment"),
     "jax": ("jax", "numpyro", "optax"),
+    "diversity": ("sacrebleu",),
 }
 
 

@@ -10,21 +10,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from infer_align import diagnostics
-from infer_align.cli import data
+from infer_align.cli import data, measuring
 from infer_align.cli.console import meter
 from infer_align.cli.job import Job
+from infer_align.cli.measuring import COMPARED
 from infer_align.diagnostics import Estimate
-from infer_align.divergences import forward_kl, jensen_shannon, reverse_kl, total_variation
+from infer_align.divergences import forward_kl, reverse_kl
 from infer_align.estimators import LogWeights
 
 if TYPE_CHECKING:
     import xarray
 
     from infer_align.torch import CausalLM
-
-COMPARED = (reverse_kl, forward_kl, jensen_shannon, total_variation)
-ENUMERABLE = 20_000
-"""Most outcomes per prompt of which exact divergences are computed."""
 
 
 class Row(NamedTuple):
@@ -64,68 +61,8 @@ def evaluate(job: Job, policy: "CausalLM", *, n: int, seed: int, label: str) -> 
         drawn = drawn._replace(features={"log_potential": drawn.log_potential})
     tree = drawn.assess(contexts=job.labels)
     tree.attrs["seed"] = seed
-    for name, value in {**_exact(job, policy), **_diversity(tree, policy)}.items():
-        tree["diagnostics"].attrs[name] = value
+    measuring.measure(tree, job, policy, drawn)
     return tree
-
-
-def _exact(job: Job, policy: "CausalLM") -> dict[str, float]:
-    """Exact divergences, averaged over prompts, where the outcomes can be listed."""
-    import torch
-
-    from infer_align.exact import Space
-    from infer_align.torch.contexts import bind
-
-    lm = job.lm
-    eos = lm.eos_token_ids
-    if lm.vocab_size**lm.max_new_tokens > ENUMERABLE:
-        return {}
-    space = Space.sequences(
-        lm.vocab_size, lm.max_new_tokens, eos=eos or None, pad=eos[0] if eos else 0, xp=torch
-    )
-    target, contexts = bind(job.program, job.prompts, job.columns)
-    every = torch.arange(len(contexts))
-    with torch.no_grad():
-        log_policy = space.log_prob(policy(*contexts.of_policy(every))).double()
-        log_density = _for_each(space, target, contexts, every).double()
-        log_z = log_density.logsumexp(0)
-        if not bool(torch.isfinite(log_z).all()):
-            return {}
-        out = {"exact_log_z": float(log_z.mean())}
-        for divergence in COMPARED:
-            value = divergence(log_policy, log_density - log_z)
-            out[f"exact_{divergence.name}"] = float(value.mean())
-    return out
-
-
-def _for_each(space: Any, target: Any, contexts: Any, every: Any) -> Any:
-    """Log densities (N, *contexts); the outcomes of all contexts are the same."""
-    arguments = contexts.of_target(every)
-    y = space.outcomes
-    if contexts.prompts is not None:
-        y = y[:, None, :].expand(-1, len(contexts), -1)
-    return target.log_density(y, *arguments)
-
-
-def _diversity(tree: "xarray.DataTree", lm: "CausalLM") -> dict[str, float]:
-    """distinct-1 and distinct-2 over tokens (Li et al. 2016): distinct n-grams / n-grams."""
-    rows = token_lists(tree, lm)
-    out = {}
-    for size in (1, 2):
-        grams = [tuple(r[i : i + size]) for r in rows for i in range(len(r) - size + 1)]
-        out[f"distinct_{size}"] = len(set(grams)) / len(grams) if grams else math.nan
-    return out
-
-
-def token_lists(tree: "xarray.DataTree", lm: "CausalLM") -> list[list[int]]:
-    """Token ids of all outcomes, EOS and padding left out."""
-    import torch
-
-    y = torch.from_numpy(outcomes(tree).reshape(-1, lm.max_new_tokens))
-    kept = []
-    for row, length in zip(y.tolist(), lm.lengths(y).tolist(), strict=True):
-        kept.append([t for t in row[:length] if t not in lm.eos_token_ids])
-    return kept
 
 
 def outcomes(tree: "xarray.DataTree") -> np.ndarray:
@@ -207,7 +144,7 @@ def _grounds(
 
 
 def _interval(e: Estimate) -> str:
-    mark = "" if e.reliable else " (not guaranteed to cover: k-hat ≥ 0.5 or ESS < 200)"
+    mark = "" if e.reliable else " (not guaranteed to cover: k-hat ≥ 0.5, or too few effective draws)"
     return f"changed by {e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]{mark}"
 
 
@@ -253,13 +190,40 @@ def _weight_rows(trees: Sequence["xarray.DataTree"]) -> list[Row]:
             "draws": each,
             "ESS": f"{ess:.0f} ({ess / (n * contexts):.0%})",
             "Pareto k-hat": f"{float(values(tree, 'diagnostics', 'pareto_khat')):.2f}",
-            "distinct-1": f"{data.attrs['distinct_1']:.3f}",
-            "distinct-2": f"{data.attrs['distinct_2']:.3f}",
+            **measuring.cells(tree),
             "sample − score": f"{data.attrs['max_sample_score_difference']:.1e} nats",
         }
         for name, text in texts.items():
             cells.setdefault(name, []).append(text)
     return [_row(name, texts, "") for name, texts in cells.items()]
+
+
+class ContextRow(NamedTuple):
+    """A prompt in the table of prompts, as text."""
+
+    prompt: str
+    ess: str
+    khat: str
+    log_z: str
+    reverse_kl: str
+    forward_kl: str
+    reliable: bool
+
+
+def context_rows(tree: "xarray.DataTree") -> list[ContextRow]:
+    """Every prompt's weights and divergences, the least trusted first."""
+    group = "diagnostics/contexts"
+    column = lambda name: values(tree, group, name)
+    names, ess, khat = column("context"), column("ess"), column("pareto_khat")
+    found = {name: column(name) for name in ("log_z", "reverse_kl", "forward_kl")}
+    n = tree["diagnostics"].attrs["n"]
+    out = []
+    for k in sorted(range(len(names)), key=lambda k: (-khat[k], ess[k])):
+        cells = [_cell(Estimate(*v[:4, k], reliable=bool(v[4, k]))) for v in found.values()]
+        share = f"{ess[k]:.0f} ({ess[k] / n:.0%})"
+        trusted = bool(found["log_z"][4, k])
+        out.append(ContextRow(str(names[k]), share, f"{khat[k]:.2f}", *cells, reliable=trusted))
+    return out
 
 
 def _row(label: str, cells: Sequence[str], change: str) -> Row:

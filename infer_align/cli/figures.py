@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 
 INK, FAINT = "#010203", "#040506"
 """Stand-ins for the page's text and line colours, replaced in the SVG."""
-BLUE, ORANGE, GREY = "#3b7dd8", "#d9822b", "#8b93a1"
+BLUE, ORANGE, GREEN, GREY = "#3b7dd8", "#d9822b", "#2f9e6e", "#8b93a1"
 Trees = Mapping[str, "xarray.DataTree"]
 Metrics = Sequence[Mapping[str, float]]
 
 
-def svg(draw: Callable[[Any], None], name: str, *, width: float = 5.2, height: float = 3.1) -> str:
-    """A figure of one axes, drawn by a function, as an ``<svg>`` element."""
+def svg(
+    draw: Callable[[Any], Any], name: str, *, width: float = 5.2, height: float = 3.1,
+    whole: bool = False,
+) -> str:  # fmt: skip
+    """A figure as an ``<svg>`` element, drawn by a function of its axes, or of the whole figure."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -29,14 +32,14 @@ def svg(draw: Callable[[Any], None], name: str, *, width: float = 5.2, height: f
     style: dict[Any, Any] = {
         "svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, "axes.edgecolor": FAINT,
         "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": not whole,
         "grid.color": FAINT, "grid.linewidth": 0.5, "axes.axisbelow": True,
         "legend.frameon": False, "axes.formatter.useoffset": False,
     }  # fmt: skip
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
-        draw(figure.add_subplot())
+        draw(figure if whole else figure.add_subplot())
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
@@ -48,13 +51,10 @@ def svg(draw: Callable[[Any], None], name: str, *, width: float = 5.2, height: f
 
 
 def curves(metrics: Metrics, trees: Trees) -> dict[str, str]:
-    """All figures that the data allow, by title."""
+    """Curves of the fit, and the log-weights of its end, by title."""
     out = {}
     if len(metrics) > 1:
         out["Divergence from the target, by step"] = svg(lambda ax: _kls(ax, metrics), "kl")
-        out["What the distance from the prior buys"] = svg(
-            lambda ax: _frontier(ax, metrics), "frontier"
-        )
         out["Effective sample size of a batch, by step"] = svg(lambda ax: _ess(ax, metrics), "ess")
     out["Log-weights of fresh draws"] = svg(lambda ax: _histogram(ax, trees), "weights")
     return out
@@ -74,21 +74,6 @@ def _kls(ax: Any, metrics: Metrics) -> None:
 def _ess(ax: Any, metrics: Metrics) -> None:
     _raw_and_smooth(ax, _column(metrics, "step"), _column(metrics, "ess"), BLUE, "ESS / n")
     ax.set(xlabel="step", ylabel="share of the draws", ylim=(0, 1.02))
-
-
-def _frontier(ax: Any, metrics: Metrics) -> None:
-    """Reward against KL to the prior; later steps are darker."""
-    x, y = smooth(_column(metrics, "kl_prior")), smooth(_column(metrics, "reward"))
-    ax.plot(x, y, color=BLUE, linewidth=1, alpha=0.5)
-    strength = np.linspace(0.2, 1.0, len(x))
-    ax.scatter(x, y, c=[(*_rgb(BLUE), a) for a in strength], s=16, linewidths=0)
-    for i, word in ((0, "first step"), (-1, "last step")):
-        ax.annotate(
-            word, (x[i], y[i]), textcoords="offset points", xytext=(0, -13), fontsize=8, color=INK,
-            ha="center",
-        )  # fmt: skip
-    ax.margins(x=0.15, y=0.15)
-    ax.set(xlabel="KL(π‖prior), nats", ylabel="E[log-potential] (reward/β)")
 
 
 def _histogram(ax: Any, trees: Trees) -> None:

@@ -5,15 +5,17 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infer_align.cli import evaluation, figures
+from infer_align.cli import assessment_figures, evaluation, figures
 from infer_align.cli.settings import Settings
 
 if TYPE_CHECKING:
     import xarray
 
-    from infer_align.cli.evaluation import Row, Sample, Verdict
+    from infer_align.cli.evaluation import ContextRow, Row, Sample, Verdict
     from infer_align.torch import CausalLM
 
+MOST_PROMPTS = 50
+"""Rows of the table of prompts."""
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2128; --soft: #5b6472; --line: #d8dde4;
   --page: #ffffff; --card: #f6f7f9; --good: #1a7f4b; --bad: #c0362c; --accent: #2f6fc6; }
@@ -40,11 +42,13 @@ td { border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 td:first-child { white-space: nowrap; }
 sub { line-height: 0; }
 tr.exact td { color: var(--soft); font-size: .88em; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr));
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr));
   gap: 1.5rem 2rem; }
 figure { margin: 0; } figcaption { font-size: .92rem; font-weight: 600; margin-bottom: .35rem; }
 svg { width: 100%; height: auto; display: block; color: var(--ink); }
 svg text { font-family: inherit !important; }
+details { margin-top: 1.25rem; } summary { color: var(--soft); font-size: .92rem; cursor: pointer; }
+td.prompt { white-space: normal; max-width: 22rem; overflow-wrap: anywhere; }
 .notes { color: var(--soft); font-size: .9rem; padding-left: 1.1rem; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr));
   gap: 0 2.5rem; }
@@ -96,13 +100,13 @@ def write_report(
         "<h2>How close to the target</h2>",
         _table(evaluation.rows(before, after), two=before is not None),
         _notes(evaluation.notes(before, after)),
-        "<h2>Curves</h2>",
-        '<div class="figures">',
-        *(
-            f"<figure><figcaption>{escape(name)}</figcaption>{image}</figure>"
-            for name, image in figures.curves(fresh, trees).items()
-        ),
-        "</div>",
+        "<h2>Whether the weights can be trusted</h2>",
+        _figures(assessment_figures.trust(trees)),
+        _contexts(evaluation.context_rows(after)),
+        "<h2>How far from the prior, and where</h2>",
+        _figures(assessment_figures.distance(fresh, trees, beta)),
+        *_optional("Features", assessment_figures.features(after)),
+        *_optional("Curves of the fit, and its weights", figures.curves(fresh, trees)),
         "<h2>Samples</h2>",
         '<div class="columns">',
         *(_samples(n, evaluation.samples(t, lm, 8), len(trees)) for n, t in trees.items()),
@@ -161,6 +165,40 @@ def _notes(notes: Sequence[str]) -> str:
     if not notes:
         return ""
     return '<ul class="notes">' + "".join(f"<li>{escape(n)}</li>" for n in notes) + "</ul>"
+
+
+def _optional(title: str, images: Mapping[str, str]) -> list[str]:
+    return [f"<h2>{escape(title)}</h2>", _figures(images)] if images else []
+
+
+def _figures(images: Mapping[str, str]) -> str:
+    shown = (
+        f"<figure><figcaption>{escape(name)}</figcaption>{image}</figure>"
+        for name, image in images.items()
+    )
+    return f'<div class="figures">{"".join(shown)}</div>'
+
+
+def _contexts(rows: "Sequence[ContextRow]") -> str:
+    """A table of prompts, the least trusted first; folded where there are many."""
+    if len(rows) < 2:
+        return ""
+    heads = ("prompt", "ESS", "Pareto k̂", "log Z", "KL(π‖p)", "KL(p‖π)")
+    lines = []
+    for row in rows[:MOST_PROMPTS]:
+        tone = "no" if not row.reliable else "yes"
+        cells = (row.prompt, row.ess, row.khat, row.log_z, row.reverse_kl, row.forward_kl)
+        first, *rest = (escape(c) for c in cells)
+        tail = "".join(f"<td>{c}</td>" for c in rest)
+        lines.append(f'<tr><td class="{tone} prompt">{first}</td>{tail}</tr>')
+    head = "".join(f"<th>{escape(h)}</th>" for h in heads)
+    left = len(rows) - MOST_PROMPTS
+    more = f"<p class=sub>and {left} more, better ones</p>" if left > 0 else ""
+    return (
+        f"<details{' open' if len(rows) <= 12 else ''}><summary>The {len(rows)} prompts, the least "
+        f'trusted first (✓: intervals are claimed)</summary><div class="wide"><table><thead><tr>'
+        f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>{more}</details>"
+    )
 
 
 def _samples(when: str, samples: "Sequence[Sample]", count: int) -> str:

@@ -1,6 +1,5 @@
-"""`infer-align assess` and `sample`: what a fitted run is good for."""
+"""`infer-align assess`: what a fitted run is good for."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -51,7 +50,7 @@ def assess(
     from infer_align.cli.tables import print_notes, print_rows, print_samples, print_verdict
 
     folder = RunFolder(run)
-    job, policy = _load(folder, prompts, device, threads)
+    job, policy = load_run(folder, prompts, device, threads)
     name = "training_prompts" if prompts is None else prompts.stem
     if name == "before":
         raise Stop("assessment_before.nc is the prior's: rename the prompts file")
@@ -76,39 +75,7 @@ def assess(
     say(f"\nArviZ:   {folder.assessment(name)}\nreport:  {report}")
 
 
-@reported
-def sample(
-    run: Run,
-    *,
-    n: Annotated[int, typer.Option("--n", "-n", help="Continuations per prompt.", min=1)] = 5,
-    prompts: Prompts = None,
-    seed: Seed = 0,
-    device: Device = None,
-    threads: o.Threads = None,
-) -> None:
-    """Print continuations by a fitted run, as JSON lines.
-
-    Each line has prompt, completion, completion_ids (its EOS included) and log_prob in nats.
-    """
-    import torch
-
-    job, policy = _load(RunFolder(run), prompts, device, threads)
-    generator = torch.Generator().manual_seed(seed)
-    texts = job.prompts or [None]
-    y, log_prob = policy(texts).sample_with_log_prob((n,), generator=generator)
-    lengths = policy.lengths(y)
-    for k, prompt in enumerate(texts):
-        for i in range(n):
-            line = {
-                "prompt": prompt,
-                "completion": None if job.lm.tokenizer is None else policy.decode(y[i, k]),
-                "completion_ids": y[i, k, : int(lengths[i, k])].tolist(),
-                "log_prob": float(log_prob[i, k]),
-            }
-            say(json.dumps(line, ensure_ascii=False))
-
-
-def _load(
+def load_run(
     folder: RunFolder, prompts: Path | None, device: str | None, threads: int | None
 ) -> "tuple[Job, CausalLM]":
     """A run's job, on these prompts, and its policy: the fitted one, or the last checkpoint's."""
