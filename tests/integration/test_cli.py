@@ -95,7 +95,7 @@ def test_demo_of_the_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert config["settings"]["seed"] == 0
     assert config["versions"]["torch"]
     report = (tmp_path / "run" / "report.html").read_text()
-    assert report.count("<svg") == 4
+    assert report.count("<svg") == 11
     assert "http" not in report.replace("http://www.w3.org", "")
     before, after = (
         xarray.load_datatree(tmp_path / "run" / f"assessment{s}.nc", engine="h5netcdf")
