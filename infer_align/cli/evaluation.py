@@ -144,7 +144,9 @@ def _grounds(
 
 
 def _interval(e: Estimate) -> str:
-    mark = "" if e.reliable else " (not guaranteed to cover: k-hat ≥ 0.5, or too few effective draws)"
+    mark = (
+        "" if e.reliable else " (not guaranteed to cover: k-hat ≥ 0.5, or too few effective draws)"
+    )
     return f"changed by {e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]{mark}"
 
 
