@@ -257,7 +257,7 @@ plt.show()
 
 # %%
 law = exact.RewardLaw.of_outcomes(reward, log_prior)
-curve = exact.tilts.frontier(law, np.linspace(0, 4, 60))
+curve = exact.tilts.frontier(law, 4.5 * np.linspace(0, 1, 60) ** 2)  # steep where the KL is small
 figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
 points = diagnostics.frontier_points(trees, scale=BETA)
 diagnostics.plot_frontier(points, axis, exact=curve)
