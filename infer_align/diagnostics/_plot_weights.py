@@ -139,10 +139,10 @@ def _caption(axis: Any, text: str, colour: str) -> None:
 
 
 def plot_contexts(tree: "xarray.DataTree", axis: Any) -> Any:
-    """ESS against Pareto k̂ of every context, and where intervals are claimed.
+    """ESS (its lower bound) against Pareto k̂ of every context, and where intervals are claimed.
 
-    The region of k̂ < 0.5 and ESS ≥ 200 is shaded; the contexts outside it are named, the worst
-    ones first. k̂ = −∞ (tied weights) stands at the lower edge, ∞ at the upper.
+    The region of k̂ < 0.5 and `ess_low` ≥ 200 is shaded; the contexts outside it are named, the
+    worst ones first. k̂ = −∞ (tied weights) stands at the lower edge, ∞ at the upper.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def plot_contexts(tree: "xarray.DataTree", axis: Any) -> Any:
     -------
     matplotlib Axes
     """
-    ess = column(tree, "diagnostics/contexts", "ess")
+    ess = column(tree, "diagnostics/contexts", "ess_low")
     khat = column(tree, "diagnostics/contexts", "pareto_khat")
     n = int(tree["diagnostics"].attrs["n"])
     finite = khat[np.isfinite(khat)]
@@ -164,8 +164,8 @@ def plot_contexts(tree: "xarray.DataTree", axis: Any) -> Any:
     x = np.maximum(ess, 0.7)
     right = max(n * 1.25, ESS_LIMIT * 2)
     left = min(x.min() / 1.6, ESS_LIMIT / 4)
-    axis.set(xscale="log", xlim=(left, right), ylim=(low, high),
-             xlabel=f"effective sample size of {n} draws", ylabel="Pareto k̂")  # fmt: skip
+    bound = f"effective sample size of {n} draws, at least (95%)"
+    axis.set(xscale="log", xlim=(left, right), ylim=(low, high), xlabel=bound, ylabel="Pareto k̂")
     axis.fill_between([ESS_LIMIT, right], low, KHAT_LIMIT, color=BLUE, alpha=0.1, lw=0)
     axis.text(
         right, low, "intervals are claimed here ", fontsize=8, ha="right", va="bottom", color=BLUE

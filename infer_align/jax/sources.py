@@ -10,7 +10,7 @@ import numpy as np
 
 from infer_align.jax.numpyro import target as as_target
 from infer_align.samplers import Drawn, TokenStream
-from infer_align.targets import Target, add_potential
+from infer_align.targets import Target, add_potential, check_provides
 
 __all__ = ["Mixture", "mixture", "source"]
 
@@ -47,8 +47,8 @@ def source(
     Raises
     ------
     ValueError
-        For a proposal with other contexts than the target's; when drawn from, for log-densities
-        of another shape than (n, *contexts).
+        For a target without a density, or a proposal with other contexts than the target's; when
+        drawn from, for log-densities of another shape than (n, *contexts).
 
     Examples
     --------
@@ -61,6 +61,7 @@ def source(
     True
     """
     declared = as_target(target)
+    check_provides(declared, frozenset({"log_density"}), "a sampler")
     return JaxSource(key, declared, _given(proposal, contexts), contexts)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from infer_align.samplers import Drawn, TokenStream
-from infer_align.targets import Target, add_potential
+from infer_align.targets import Target, add_potential, check_provides
 from infer_align.torch.contexts import Contexts, bind
 from infer_align.torch.continuations import Continuations
 from infer_align.torch.fit import draw
@@ -50,8 +50,8 @@ def source(
     Raises
     ------
     ValueError
-        As `infer_align.torch.fit` for contexts that do not fit the target, and for a proposal
-        with other contexts.
+        For a target without a density; as `infer_align.torch.fit` for contexts that do not fit the
+        target, and for a proposal with other contexts.
 
     Examples
     --------
@@ -65,6 +65,7 @@ def source(
     True
     """
     bound, contexts = bind(target, prompts, columns)
+    check_provides(bound, frozenset({"log_density"}), "a sampler")
     return TorchSource(bound, proposal, contexts, seed)
 
 

@@ -120,6 +120,10 @@ def test_assess_needs_a_density():
         ia.torch.assess(policy, TORCH["demonstrations"])
     with pytest.raises(ValueError, match=r"assess needs log_density .* 'demonstrations' provides"):
         ia.jax.assess(jax.random.key(0), tabular(jnp.zeros(3)), JAX["demonstrations"])
+    with pytest.raises(ValueError, match=r"a sampler needs log_density .* 'demonstrations'"):
+        ia.torch.source(TORCH["demonstrations"], Softmax()())
+    with pytest.raises(ValueError, match=r"a sampler needs log_density .* 'demonstrations'"):
+        ia.jax.source(jax.random.key(0), JAX["demonstrations"], tabular(jnp.zeros(3)))
 
 
 def test_what_is_missing_is_named():

@@ -92,8 +92,8 @@ def test_contexts_stand_at_their_ess_and_khat() -> None:
     axis = diagnostics.plot_contexts(assessed, axes())
     found = assessed["diagnostics/contexts"].to_dataset()
     points = np.concatenate([np.asarray(line.get_xydata()) for line in axis.get_lines()[1:]])
-    order, expected = np.argsort(points[:, 0]), np.argsort(found["ess"].values)
-    np.testing.assert_allclose(points[order, 0], found["ess"].values[expected])
+    order, expected = np.argsort(points[:, 0]), np.argsort(found["ess_low"].values)
+    np.testing.assert_allclose(points[order, 0], found["ess_low"].values[expected])
     np.testing.assert_allclose(points[order, 1], found["pareto_khat"].values[expected])
     drawn(axis)
 
