@@ -12,6 +12,7 @@ errors' correlation: they come from one estimate, a cdf for instance, and do not
 import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,7 @@ def widen(
 
 def widened(
     by_context: dict[str, np.ndarray],
-    pooled: Mapping[str, Sequence[float]],
+    pooled: Mapping[str, Sequence[Any]],
     errors: dict[str, np.ndarray],
     divergences: Sequence[FDivergence],
     level: float,

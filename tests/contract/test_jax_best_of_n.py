@@ -54,6 +54,7 @@ def test_samples_follow_log_prob_in_each_context(temperature):
         assert chisquare(seen, 20_000 * p[:, c]).pvalue > 1e-6
 
 
+@pytest.mark.slow
 def test_a_site_of_a_program_is_a_target():
     """BestOfN of token sequences at a sample site, tilted by a factor; the prior is best-of-n."""
     tokens = dist.Categorical(probs=jnp.asarray(P[0])).expand([3]).to_event(1)
@@ -95,6 +96,7 @@ def test_parameters_of_the_base_can_be_traced_and_differentiated():
     np.testing.assert_allclose(gradient.base.logits, 0.0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_continuous_bases_need_a_cdf():
     """A formula or samples; without either log_prob says what to do."""
     normal, identity = dist.Normal(0.0, 1.0), lambda y: y

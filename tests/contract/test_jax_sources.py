@@ -148,6 +148,7 @@ def test_sizes_are_compiled_in_few_buckets():
         s.draw(0)
 
 
+@pytest.mark.slow
 def test_proposals():
     """A fitted policy, or a mixture of it with the prior, in place of the prior."""
     prior = memoryless(jnp.log(jnp.array([0.5, 0.3, 0.2])), length=3)

@@ -67,16 +67,22 @@ def test_log_prob_is_its_definition(lm: CausalLM) -> None:
 
 def test_float32_sums_to_one() -> None:
     lm = tiny_lm("llama", dtype=torch.float32)
-    log_prob = lm(PROMPTS).log_prob(each_prompt(ALL))
-    assert log_prob.dtype == torch.float32
-    assert (log_prob.exp().sum(0) - 1).abs().max() < 1e-5
+    per_token = lm(PROMPTS).log_prob_per_token(each_prompt(ALL))
+    assert per_token.dtype == torch.float32
+    read = per_token[per_token < 0]
+    assert (read.bfloat16().float() != read).float().mean() > 0.9, "normalised in bfloat16"
+    # Some processors round a row's matrix products by what else is in the pass.
+    assert (per_token.sum(-1).exp().sum(0) - 1).abs().max() < 5e-3
 
 
 def test_bfloat16_weights_score_in_float32() -> None:
     lm = tiny_lm("llama", dtype=torch.bfloat16)
-    log_prob = lm(PROMPTS).log_prob(each_prompt(ALL))
-    assert log_prob.dtype == torch.float32
-    assert (log_prob.exp().sum(0) - 1).abs().max() < 1e-5
+    per_token = lm(PROMPTS).log_prob_per_token(each_prompt(ALL))
+    assert per_token.dtype == torch.float32
+    read = per_token[per_token < 0]
+    assert (read.bfloat16().float() != read).float().mean() > 0.9, "normalised in bfloat16"
+    # Some processors round a row's matrix products by what else is in the pass.
+    assert (per_token.sum(-1).exp().sum(0) - 1).abs().max() < 5e-3
     assert 0 <= lm.sample_score_difference(PROMPTS, n=8, generator=generator()) < 0.5
 
 

@@ -181,6 +181,7 @@ def test_memoryless_products_are_sequence_products_unless_they_can_end():
     assert gaps[1] > 0.01
 
 
+@pytest.mark.slow
 def test_as_prior_proposal_and_teacher():
     """assess takes it as prior, policy and proposal; a fit as prior and as teacher."""
     product = TokenProduct(pair(), [1.5, -0.5])

@@ -68,6 +68,7 @@ def test_lookahead_is_the_conditional_expectation(engine, eos):
                 assert got == want or abs(got - want) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_long_chain_needs_no_listing():
     ahead = exact.lookahead(product(markov(PARAMS, length=14), NO_TWO_ONES))
     first, rows = (np.exp(np.asarray(PARAMS[name])) for name in ("initial", "transition"))
