@@ -405,7 +405,8 @@ class RewardLaw:
         xp = namespace(log_policy)
         possible = log_policy > -math.inf
         log_t = xp.where(possible, log_policy, self.log_prob) - self.log_prob
-        return xp.sum(xp.exp(log_policy) * log_t)
+        total = xp.sum(xp.exp(log_policy) * log_t)
+        return xp.where(total < 0, xp.zeros_like(total), total)[()]  # rounding, at the prior
 
     def win_rate(self, log_policy: Float[Any, " levels"]) -> Any:
         """P(π's draw beats the prior's), a tie counting half.
