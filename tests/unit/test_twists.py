@@ -160,7 +160,8 @@ def prefix_kl(source, params):
     return total
 
 
-@pytest.mark.parametrize("exact_draws", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("exact_draws", [False, True])
 def test_a_learnt_table_comes_near_the_exact_twist(exact_draws):
     source = abab(seed=4)
     params = twist_table(3, 4)
