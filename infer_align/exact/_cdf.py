@@ -93,11 +93,15 @@ def listed(distribution: Any) -> Any:
     return model.outcomes(rows.outcomes, next(x for x in known if x is not None))
 
 
-def cdf_of_support(distribution: Any, reward: Reward, *contexts: Any) -> RewardCdf | None:
-    """The cdf over a distribution's own support, also while JAX traces; None if not listed."""
+def cdf_of_support(distribution: Any, reward: Reward, *contexts: Any) -> RewardCdf:
+    """The cdf over a distribution's own support, also while JAX traces."""
     support = listed(distribution)
     if support is None:
-        return None
+        raise ValueError(
+            "log_prob of the best of n draws needs the cdf of the reward, and the outcomes of "
+            f"{type(distribution).__name__} cannot be listed; pass cdf=, for instance "
+            "RewardCdf.estimate(rewards of samples of the base)"
+        )
     xp, shape = namespace(support), tuple(distribution.batch_shape)
     n, *event = support.shape
     spread = xp.reshape(support, (n, *(1,) * len(shape), *event))

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from infer_align.jax.numpyro import target as as_target
-from infer_align.samplers import Drawn, TokenStream
+from infer_align.samplers import (
+    Drawn,
+    TokenStream,
+    check_components,
+    check_density_shape,
+    mixture_log_weights,
+)
 from infer_align.targets import Target, add_potential, check_provides
 
 __all__ = ["Mixture", "mixture", "source"]
@@ -189,13 +195,7 @@ class JaxSource:
     def _host(self, x: Any, n: int | None = None) -> np.ndarray:
         """In NumPy float64, of shape (n, *contexts)."""
         host = np.asarray(x, dtype=np.float64)
-        if host.shape[1:] != self.shape or host.ndim == 0 or n not in (None, len(host)):
-            raise ValueError(
-                f"a log-density of {self.name!r} has shape {host.shape}; needed is one number an "
-                f"outcome, (n, *contexts) = {('n', *self.shape)}: declare token axes with "
-                ".to_event(1), sum over them with .sum(-1), and give the proposal and the target "
-                "the same contexts"
-            )
+        check_density_shape(host.shape, self, n)
         return host
 
 
@@ -296,18 +296,9 @@ def mixture(components: Sequence[Any], weights: Sequence[float]) -> Mixture:
     >>> round(float(jnp.exp(both.log_prob(jnp.array(1)))), 6)       # (3·0.2 + 0.6)/4
     0.3
     """
-    a = np.asarray(weights, dtype=np.float64)
-    if len(components) == 0 or a.shape != (len(components),) or not np.all((a > 0) & (a < np.inf)):
-        raise ValueError(
-            f"a mixture of {len(components)} components needs as many positive weights, got "
-            f"{list(weights)}"
-        )
-    shapes = [tuple(d.batch_shape) for d in components]
-    if len(set(shapes)) > 1:
-        raise ValueError(
-            f"the components of a mixture have batch shapes {shapes}; give all the same contexts"
-        )
-    return Mixture(tuple(components), tuple(np.log(a / a.sum()).tolist()))
+    log_weights = mixture_log_weights(components, weights)
+    check_components(components)
+    return Mixture(tuple(components), log_weights)
 
 
 def _given(proposal: Any, contexts: tuple[Any, ...]) -> Any:

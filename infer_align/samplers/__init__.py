@@ -21,6 +21,9 @@ from infer_align.samplers._rejection import quasi_rejection, rejection
 from infer_align.samplers._resampling import multinomial, residual, stratified, systematic
 from infer_align.samplers._smc import conditional_importance, conditional_smc, smc
 from infer_align.samplers._source import Drawn, Source, TokenStream
+from infer_align.samplers._source import check_components as check_components
+from infer_align.samplers._source import check_density_shape as check_density_shape
+from infer_align.samplers._source import mixture_log_weights as mixture_log_weights
 from infer_align.samplers._twists import (
     NextTwist,
     PrefixTwist,

@@ -8,6 +8,7 @@ import numpy as np
 from array_api_compat import is_torch_array
 
 from infer_align._numerics import Array, logmeanexp, namespace
+from infer_align.samplers._outcomes import like
 from infer_align.samplers._source import TokenStream
 from infer_align.samplers._twists import NextTwist, PrefixTwist
 
@@ -86,7 +87,7 @@ def particle_filter(stream: TokenStream, n: int, rules: Rules) -> Iterator[Moved
         yield Moved(now, ancestors, log_probs)
         if t + 1 == stream.length or now.ended.all():
             return
-        log_probs = stream.advance(native(now.prefix[..., -1], log_probs), ancestors)
+        log_probs = stream.advance(like(now.prefix[..., -1], log_probs), ancestors)
 
 
 def reweighed(log_weights: np.ndarray, gain: np.ndarray, loss: np.ndarray) -> np.ndarray:
@@ -94,12 +95,6 @@ def reweighed(log_weights: np.ndarray, gain: np.ndarray, loss: np.ndarray) -> np
     dead = (log_weights == -math.inf) | (gain == -math.inf)
     change = np.where(dead, 0.0, gain) - np.where(dead, 0.0, loss)
     return np.where(dead, -math.inf, log_weights + change)
-
-
-def native(x: np.ndarray, like: Array) -> Array:
-    """An array in the library, and on the device, of another."""
-    xp = namespace(like)
-    return xp.asarray(x, device=like.device) if is_torch_array(like) else xp.asarray(x)
 
 
 def on_host(x: Array) -> np.ndarray:
@@ -117,8 +112,8 @@ def _look(log_probs: Array, now: Particles, twist: Twist | None) -> tuple[_Next,
     log_q = _workspace(log_probs)
     if not isinstance(twist, NextTwist):
         return _Next(log_q, None, *_cumulative(log_q)), now
-    log_psi = twist.next_log_psi(native(now.prefix, log_probs))
-    log_psi = log_psi if is_torch_array(log_psi) else native(on_host(log_psi), log_q)
+    log_psi = twist.next_log_psi(like(now.prefix, log_probs))
+    log_psi = log_psi if is_torch_array(log_psi) else like(on_host(log_psi), log_q)
     if tuple(log_psi.shape) != tuple(log_q.shape):
         raise ValueError(
             f"next_log_psi gave an array of shape {tuple(log_psi.shape)}; needed is one number "
@@ -141,7 +136,7 @@ def _cumulative(log_mass: Array) -> tuple[Array, Array]:
 
 
 def _extend(
-    following: _Next, now: Particles, stream: TokenStream, rules: Rules, like: Array
+    following: _Next, now: Particles, stream: TokenStream, rules: Rules, original: Array
 ) -> Particles:
     """One more token each, and the weights that it gives; padding after the end."""
     token = _draw(following.cumulative, rules.rng.random(now.ended.shape))
@@ -158,7 +153,7 @@ def _extend(
         log_psi = np.where(going, _pick(following.log_psi, token), log_psi)
         weights = np.where(going & (log_psi == -math.inf), -math.inf, weights)
     elif isinstance(rules.twist, PrefixTwist):
-        new = on_host(rules.twist.log_psi(native(prefix, like)))
+        new = on_host(rules.twist.log_psi(like(prefix, original)))
         if new.shape != log_psi.shape:
             raise ValueError(
                 f"log_psi gave an array of shape {new.shape}; needed is one number for each "
@@ -182,7 +177,7 @@ def _draw(cumulative: Array, uniform: np.ndarray) -> np.ndarray:
     """Tokens at which cumulative masses (n, C, V) pass the uniforms (n, C); none of mass 0."""
     xp = namespace(cumulative)
     total = cumulative[..., -1:]
-    level = native(uniform[..., None], cumulative) * total
+    level = like(uniform[..., None], cumulative) * total
     token = xp.sum(xp.astype(cumulative <= level, xp.int64), axis=-1)
     last = xp.sum(xp.astype(cumulative < total, xp.int64), axis=-1)
     return np.array(on_host(xp.minimum(token, last)), dtype=np.int64)
@@ -191,14 +186,14 @@ def _draw(cumulative: Array, uniform: np.ndarray) -> np.ndarray:
 def _pick(values: Array, token: np.ndarray) -> np.ndarray:
     """Entries of values (n, C, V) at the tokens (n, C), on the host."""
     xp = namespace(values)
-    index = native(token[..., None], values)
+    index = like(token[..., None], values)
     return on_host(xp.take_along_axis(values, index, axis=-1)[..., 0])
 
 
 def _gather(x: Array, ancestors: np.ndarray) -> Array:
     """Rows of x (n, C, ...) by ancestors (n, C)."""
     xp, (n, contexts) = namespace(x), ancestors.shape
-    rows = native((ancestors * contexts + np.arange(contexts)).ravel(), x)
+    rows = like((ancestors * contexts + np.arange(contexts)).ravel(), x)
     flat = xp.reshape(x, (n * contexts, *x.shape[2:]))
     return xp.reshape(xp.take(flat, rows, axis=0), x.shape)
 

@@ -13,10 +13,10 @@ from infer_align.samplers._filter import (
     Rules,
     Scheme,
     Twist,
-    native,
     particle_filter,
     reweighed,
 )
+from infer_align.samplers._outcomes import like
 from infer_align.samplers._resampling import multinomial, systematic
 from infer_align.samplers._source import Source, TokenStream
 from infer_align.targets import WeightedSample
@@ -223,7 +223,7 @@ def _run(source: Source, stream: TokenStream, n: int, rules: Rules) -> Final:
 
 def whole(source: Source, stream: TokenStream, moved: Moved, rules: Rules) -> Final:
     """The end of a filter: outcomes, padded and scored by the target."""
-    last, like = moved.particles, moved.like
+    last = moved.particles
     n, contexts, t = last.prefix.shape
     if contexts != math.prod(source.shape):
         raise ValueError(
@@ -232,7 +232,7 @@ def whole(source: Source, stream: TokenStream, moved: Moved, rules: Rules) -> Fi
         )
     padding = ((0, 0), (0, 0), (0, stream.length - t))
     tokens = np.pad(last.prefix, padding, constant_values=stream.pad)
-    outcomes = native(tokens.reshape(n, *source.shape, stream.length), like)
+    outcomes = like(tokens.reshape(n, *source.shape, stream.length), moved.like)
     log_target = np.asarray(source.log_target(outcomes), dtype=np.float64).reshape(n, contexts)
     log_weights = reweighed(last.log_weights, log_target, last.log_q + last.log_psi)
     if rules.retained is not None:

@@ -1,5 +1,6 @@
 """What a sampler needs of a proposal and a target; the backends provide it."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -79,3 +80,34 @@ class Source(Protocol):
     def tokens(self) -> TokenStream:
         """The proposal token by token; ValueError if its outcomes are not token sequences."""
         ...
+
+
+def check_density_shape(shape: tuple[int, ...], source: Source, n: int | None = None) -> None:
+    """Refuse a log-density that is not one number an outcome, (n, *contexts)."""
+    if not shape or shape[1:] != source.shape or n not in (None, shape[0]):
+        raise ValueError(
+            f"a log-density of {source.name!r} has shape {shape}; needed is one number an "
+            f"outcome, (n, *contexts) = {('n', *source.shape)}: declare token axes with "
+            ".to_event(1), sum over them with .sum(-1), and give the proposal and the target "
+            "the same contexts"
+        )
+
+
+def mixture_log_weights(components: Sequence[Any], weights: Sequence[float]) -> tuple[float, ...]:
+    """Normalised log-weights of a mixture, one a component."""
+    a = np.asarray(weights, dtype=np.float64)
+    if len(components) == 0 or a.shape != (len(components),) or not np.all((a > 0) & (a < np.inf)):
+        raise ValueError(
+            f"a mixture of {len(components)} components needs as many positive weights, got "
+            f"{list(weights)}"
+        )
+    return tuple(np.log(a / a.sum()).tolist())
+
+
+def check_components(components: Sequence[Any]) -> None:
+    """Refuse distributions over different contexts in one mixture."""
+    shapes = [tuple(d.batch_shape) for d in components]
+    if len(set(shapes)) > 1:
+        raise ValueError(
+            f"the components of a mixture have batch shapes {shapes}; give all the same contexts"
+        )

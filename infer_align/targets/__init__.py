@@ -8,6 +8,7 @@ sites the potential. The combinators here build it without a program. Outcomes a
 contexts on the trailing axes; a conditional target has one Z per context.
 """
 
+from infer_align.targets._best_of_n import best_of_draws as best_of_draws
 from infer_align.targets._best_of_n import (
     best_of_n,
     quantile,
@@ -16,6 +17,7 @@ from infer_align.targets._best_of_n import (
     threshold,
     top_fraction,
 )
+from infer_align.targets._best_of_n import check_draws as check_draws
 from infer_align.targets._budget import Budget, kl_budget
 from infer_align.targets._budget import exact_budget as exact_budget
 from infer_align.targets._capabilities import check_provides

@@ -424,3 +424,23 @@ def _check_n(n: float | int, least: int) -> None:
 def _check_temperature(value: float | int, name: str) -> None:
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def check_draws(n: float | int, temperature: float | int | None) -> None:
+    """Refuse a number of draws, or a temperature, that cannot be sampled with."""
+    if isinstance(n, bool) or n != int(n) or n < 1:
+        raise ValueError(
+            f"the best of n draws needs a whole n >= 1, got {n}; the target "
+            "infer_align.best_of_n takes any n > 0"
+        )
+    if temperature is not None:
+        _check_temperature(temperature, "temperature")
+
+
+def best_of_draws(
+    base: Any, reward: LogPotential, n: int, cdf: Cdf, temperature: float | int | None
+) -> Target:
+    """Hard best-of-n, or soft best-of-n at a temperature."""
+    if temperature is None:
+        return best_of_n(base, reward, n, cdf)
+    return soft_best_of_n(base, reward, n, temperature, cdf)

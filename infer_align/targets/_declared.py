@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from array_api_compat import is_array_api_obj, is_torch_array
 
 from infer_align._numerics import Array, namespace
-from infer_align.targets._target import LOG_DENSITY, LogPotential, Target
+from infer_align.targets._target import LOG_DENSITY, LogPotential, Target, first_site
 
 Values = dict[str, tuple[Array, float]]
 """Of each moment: the feature's values (n, *contexts), and the mean it must have."""
@@ -266,7 +266,7 @@ def _nothing(target: Target, y: Any, contexts: tuple[Any, ...]) -> Array:
     shape = getattr(prior, "batch_shape", None)
     if shape is None:
         return 0.0 * prior.log_prob(y)
-    first = next(iter(y.values())) if isinstance(y, dict) else y
+    first = first_site(y)
     xp = namespace(first)
     where = {"device": first.device} if is_torch_array(first) else {}
     return xp.zeros((first.shape[0], *shape), **where)

@@ -9,7 +9,7 @@ import numpy as np
 
 from infer_align._numerics import Array, concrete, namespace
 from infer_align.targets._combinators import check_beta, extend
-from infer_align.targets._target import Target
+from infer_align.targets._target import Target, first_site
 from infer_align.targets._weighted import WeightedSample
 
 Preference = Callable[..., Array]
@@ -76,7 +76,7 @@ def preference_tilt(
 
     def wins(y: Any, *contexts: Any) -> tuple[Array, Array]:
         """P(y ≻ y') of every pair, (n, m, *contexts), and the opponents' shares, (1, m, ...)."""
-        n, m = _first(y).shape[0], share.shape[0]
+        n, m = first_site(y).shape[0], share.shape[0]
         pairs = preference(_repeated(y, m), _tiled(others, n), *contexts)
         xp = namespace(pairs)
         if tuple(pairs.shape)[:1] != (n * m,):
@@ -121,7 +121,7 @@ def _standard_error(table: Array, p: Array, cluster: np.ndarray | None) -> Array
 
 
 def _shares(others: Any, weights: Any) -> np.ndarray:
-    m = _first(others).shape[0]
+    m = first_site(others).shape[0]
     p = np.ones(m) if weights is None else np.asarray(concrete(weights), dtype=float)
     if not p.ndim or len(p) != m or not (np.isfinite(p).all() and (p >= 0).all()):
         raise ValueError(
@@ -130,10 +130,6 @@ def _shares(others: Any, weights: Any) -> np.ndarray:
         )
     total = p.sum(axis=0)
     return p / np.where(total > 0, total, 1.0)
-
-
-def _first(outcomes: Any) -> Array:
-    return next(iter(outcomes.values())) if isinstance(outcomes, dict) else outcomes
 
 
 def _repeated(outcomes: Any, times: int) -> Any:

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from infer_align._numerics import Array, concrete, namespace
-from infer_align.targets._target import HasLogProb, Target
+from infer_align.targets._target import HasLogProb, Target, first_site
 from infer_align.targets._weighted import WeightedSample
 
 
@@ -61,7 +61,7 @@ class Empirical:
         """
         size, *known = self.probabilities.shape
         axes = len(known) if context_axes is None else context_axes
-        full = tuple(_first(self.outcomes).shape)[1 : 1 + axes]
+        full = tuple(first_site(self.outcomes).shape)[1 : 1 + axes]
         p = self.probabilities.reshape(size, *known, *(1,) * (axes - len(known)))
         p = np.broadcast_to(p, (size, *full)).reshape(size, -1)
         columns, shape = np.arange(p.shape[1]), full
@@ -186,7 +186,7 @@ def teacher(prior: Any, *, name: str = "teacher") -> Target:
 
 def _weights_of(outcomes: Any, weights: Any) -> np.ndarray:
     """Weights of shape (N, *contexts), or (N,) for all contexts alike."""
-    first = _first(outcomes)
+    first = first_site(outcomes)
     if weights is None:
         return np.ones(tuple(first.shape)[:1])
     out = np.asarray(concrete(weights), dtype=float)
@@ -198,11 +198,6 @@ def _weights_of(outcomes: Any, weights: Any) -> np.ndarray:
     if not (np.isfinite(out).all() and (out >= 0).all()):
         raise ValueError("weights of demonstrations must be finite and non-negative; not logs")
     return out
-
-
-def _first(outcomes: Any) -> Array:
-    """Outcomes, or those of their first site."""
-    return next(iter(outcomes.values())) if isinstance(outcomes, dict) else outcomes
 
 
 def _invert(p: np.ndarray, uniforms: np.ndarray) -> np.ndarray:

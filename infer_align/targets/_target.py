@@ -130,3 +130,8 @@ def indicator(accepts: Array) -> Array:
     xp = namespace(accepts)
     zero = xp.zeros(accepts.shape)
     return xp.where(xp.astype(accepts, xp.bool), zero, zero - math.inf)
+
+
+def first_site(outcomes: Any) -> Array:
+    """Outcomes, or those of their first site."""
+    return next(iter(outcomes.values())) if isinstance(outcomes, dict) else outcomes

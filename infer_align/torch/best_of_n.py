@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from infer_align.exact._cdf import cdf_of_support
-from infer_align.targets import add_potential, best_of_n, soft_best_of_n
+from infer_align.targets import add_potential, best_of_draws, check_draws
 
 __all__ = ["BestOfN"]
 
@@ -73,13 +73,7 @@ class BestOfN(TorchDistribution):
         temperature: float | int | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        if isinstance(n, bool) or n != int(n) or n < 1:
-            raise ValueError(
-                f"the best of n draws needs a whole n >= 1, got {n}; the target "
-                "infer_align.best_of_n takes any n > 0"
-            )
-        if temperature is not None and not (temperature > 0 and math.isfinite(temperature)):
-            raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        check_draws(n, temperature)
         self.base, self.reward, self.n, self.reward_cdf = base, reward, int(n), cdf
         self.contexts, self.temperature = contexts, temperature
         self._of_contexts = base
@@ -149,21 +143,11 @@ class BestOfN(TorchDistribution):
 
     def _potential(self, rows: Tensor) -> Tensor:
         cdf: Any = self.reward_cdf if self.reward_cdf is not None else self._listed()
-        if self.temperature is None:
-            target = best_of_n(self.base, self.reward, self.n, cdf)
-        else:
-            target = soft_best_of_n(self.base, self.reward, self.n, self.temperature, cdf)
+        target = best_of_draws(self.base, self.reward, self.n, cdf, self.temperature)
         return target.log_potential(rows, *self.contexts)
 
     def _listed(self) -> Any:
-        cdf = cdf_of_support(self._of_contexts, self.reward, *self.contexts)
-        if cdf is None:
-            raise ValueError(
-                f"log_prob of the best of {self.n} draws needs the cdf of the reward, and the "
-                f"outcomes of {type(self.base).__name__} cannot be listed; pass cdf=, for instance "
-                "RewardCdf.estimate(rewards of samples of the base)"
-            )
-        return cdf
+        return cdf_of_support(self._of_contexts, self.reward, *self.contexts)
 
     def _rows(self, value: Tensor) -> Tensor:
         """Outcomes (m, *contexts, ...): all other leading axes as one."""

@@ -8,7 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infer_align.samplers import Drawn, TokenStream
+from infer_align.samplers import (
+    Drawn,
+    TokenStream,
+    check_components,
+    check_density_shape,
+    mixture_log_weights,
+)
 from infer_align.targets import Target, add_potential, check_provides
 from infer_align.torch.contexts import Contexts, bind
 from infer_align.torch.continuations import Continuations
@@ -182,13 +188,7 @@ class TorchSource:
     def _host(self, x: Tensor) -> np.ndarray:
         """In NumPy float64, of shape (n, *contexts)."""
         host = x.detach().double().cpu().numpy()
-        if host.ndim == 0 or host.shape[1:] != self.shape:
-            raise ValueError(
-                f"a log-density of {self.name!r} has shape {host.shape}; needed is one number an "
-                f"outcome, (n, *contexts) = {('n', *self.shape)}: declare token axes with "
-                ".to_event(1), sum over them with .sum(-1), and give the proposal and the target "
-                "the same contexts"
-            )
+        check_density_shape(host.shape, self)
         return host
 
 
@@ -215,12 +215,7 @@ class Mixture:
             Of the components that are callables; distributions stay as they are.
         """
         given = tuple(_given(d, contexts) for d in self.components)
-        shapes = [tuple(d.batch_shape) for d in given]
-        if len(set(shapes)) > 1:
-            raise ValueError(
-                f"the components of a mixture have batch shapes {shapes}; give all the same "
-                "contexts"
-            )
+        check_components(given)
         return Mixture(given, self.log_weights)
 
     @property
@@ -298,13 +293,7 @@ def mixture(components: Sequence[Any], weights: Sequence[float]) -> Mixture:
     >>> round(float(both.log_prob(torch.tensor(1.0)).exp()), 6)     # (3·0.2 + 0.6)/4
     0.3
     """
-    a = np.asarray(weights, dtype=np.float64)
-    if len(components) == 0 or a.shape != (len(components),) or not np.all((a > 0) & (a < np.inf)):
-        raise ValueError(
-            f"a mixture of {len(components)} components needs as many positive weights, got "
-            f"{list(weights)}"
-        )
-    return Mixture(tuple(components), tuple(np.log(a / a.sum()).tolist()))
+    return Mixture(tuple(components), mixture_log_weights(components, weights))
 
 
 def _given(proposal: Any, contexts: tuple[Any, ...]) -> Any:
