@@ -94,19 +94,26 @@ def kish_ess(log_weights: np.ndarray) -> Array:
     return w.sum(axis=0) ** 2 / np.where(squares > 0, squares, 1.0)
 
 
-def least_ess(log_weights: np.ndarray, level: float = 0.95) -> np.ndarray:
+def least_ess(log_weights: np.ndarray, khat: np.ndarray, level: float = 0.95) -> np.ndarray:
     r"""One-sided lower bound of the expected ESS n / E[b²], where b is the weight over its mean.
 
-    .. math:: \mathrm{ESS} · \exp(−z_{level} \, s/n), \qquad
-              s^2 = \sum_i (2 b_i − b_i^2 / \overline{b^2} − 1)^2
+    .. math:: \mathrm{ESS} · \exp(−z_{level} \, s), \qquad
+              s^2 = n^{-2} \sum_i (2 b_i − b_i^2 / \overline{b^2} − 1)^2
 
-    (delta method for log ESS). The ESS itself is above its expectation half of the time.
+    (delta method for log ESS). The ESS itself is above its expectation half of the time, and where
+    the weights have a tail (k̂ > 0) much more often: it is highest, and s lowest, in the samples
+    that miss the largest weights. There s² is at least what lognormal weights of the same ESS
+    have: of m accepted draws and r = m / ESS, (r⁴ − 4 r² + 4 r − 1 + 1 − m/n) / m.
     """
-    ess = kish_ess(log_weights)
     n = len(log_weights)
+    accepted = (log_weights > -math.inf).sum(axis=0)
+    ess = kish_ess(log_weights)
     top = log_weights.max(axis=0, keepdims=True)
     w = np.exp(log_weights - np.where(np.isfinite(top), top, 0.0))
     b = w * (n / np.maximum(w.sum(axis=0), 1e-300))
     influence = 2 * b - b**2 / np.maximum((b**2).mean(axis=0), 1e-300) - 1
-    spread = np.sqrt((influence**2).sum(axis=0)) / n
+    own = (influence**2).sum(axis=0) / n**2
+    r = accepted / np.maximum(ess, 1e-300)
+    lognormal = (r**4 - 4 * r**2 + 4 * r - accepted / n) / np.maximum(accepted, 1)
+    spread = np.sqrt(np.where(khat > 0, np.maximum(own, lognormal), own))
     return np.where(ess > 0, ess * np.exp(-NormalDist().inv_cdf(level) * spread), 0.0)

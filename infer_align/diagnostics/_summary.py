@@ -94,13 +94,14 @@ def weight_diagnostics(kinds: dict[str, np.ndarray], *, khat: bool) -> dict[str,
     """ESS, its lower bound and k̂ of each kind of log-weights (n, contexts), by suffix."""
     out = {}
     for suffix, log_weights in kinds.items():
-        out["ess" + suffix] = kish_ess(log_weights)
-        out["ess_low" + suffix] = least_ess(log_weights)
-        out["pareto_khat" + suffix] = (
+        tail = (
             np.array([pareto_khat(column) for column in log_weights.T])
             if khat
             else np.full(log_weights.shape[1], -math.inf)
         )
+        out["ess" + suffix] = kish_ess(log_weights)
+        out["ess_low" + suffix] = least_ess(log_weights, tail)
+        out["pareto_khat" + suffix] = tail
     return out
 
 

@@ -126,6 +126,8 @@ FLAGGED = {
     "rare constraint, good proposal": lambda: rare_constraint(490, (0.06, 0.06, 0.88)),
     "rare constraint, prior": lambda: rare_constraint(1000, (0.5, 0.3, 0.2)),
     "lognormal, ESS 100": lambda: lognormal(1000, 100),
+    "lognormal, ESS 195": lambda: lognormal(1000, 187),
+    "lognormal, ESS 190 of 400": lambda: lognormal(400, 190),
     "Pareto 0.8": lambda: pareto(1000, 0.8),
     "Pareto 1.2": lambda: pareto(1000, 1.2),
 }
@@ -194,6 +196,13 @@ def test_other_records_are_flagged(name):
             assert claimed[estimate] == 1
         else:
             assert claimed[estimate] <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 400), claimed
+
+
+@pytest.mark.parametrize("name", ["bandit, sharp", "two peaks", "lognormal, ESS 400"])
+def test_good_records_are_claimed(name):
+    """Flags are no use if they are everywhere: twice the ESS needed, or a tail without weight."""
+    _, claimed, _ = shares(COVERED[name](), 200)
+    assert min(claimed.values()) > 0.9, claimed
 
 
 @pytest.mark.slow
