@@ -84,6 +84,15 @@ def log_neg_log1mexp(x: Array) -> Array:
     )
 
 
+def log1m_exp_neg_exp(log_d: Array) -> Array:
+    """``log(1 - exp(-d))`` from log d, however small d is."""
+    xp = namespace(log_d)
+    certain = log_d > 3.7  # exp(-d) is below rounding
+    d = xp.exp(xp.where(certain, 0.0, log_d))
+    base = xp.where(certain, 0.0, log_d - 0.5 * d)
+    return patched(base, (log_d > -18.0) & ~certain, -d, log1mexp)
+
+
 def cumulative_logsumexp(x: Array) -> Array:
     """``log sum exp`` of the first entries, up to and including each, along axis 0.
 

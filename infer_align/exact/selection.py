@@ -20,6 +20,7 @@ from jaxtyping import Float
 from infer_align._numerics import (
     Array,
     concrete,
+    log1m_exp_neg_exp,
     log1mexp,
     log_neg_log1mexp,
     logsumexp,
@@ -106,7 +107,7 @@ def _log_power_difference(law: RewardLaw, log_n: Any) -> Array:
         log_x, log_d = _exponents(*block, log_n)
         with np.errstate(over="ignore"):
             x = namespace(log_x).exp(log_x)
-        parts.append(_log1m_exp_neg_exp(log_d) - x)
+        parts.append(log1m_exp_neg_exp(log_d) - x)
     return namespace(*parts).concat(parts)
 
 
@@ -142,15 +143,6 @@ def _exponents(
     log_d = log_neg_log1mexp(xp.where(few, -1.0, share))
     log_d = patched(log_d, few, cdf - below, lambda drop: xp.log(xp.abs(drop)))
     return log_n + log_x, log_n + log_d
-
-
-def _log1m_exp_neg_exp(log_d: Array) -> Array:
-    """log(1 − exp(−d)) from log d."""
-    xp = namespace(log_d)
-    certain = log_d > 3.7  # exp(−d) is below rounding
-    d = xp.exp(xp.where(certain, 0.0, log_d))
-    base = xp.where(certain, 0.0, log_d - 0.5 * d)
-    return patched(base, (log_d > -18.0) & ~certain, -d, log1mexp)
 
 
 def autoregressive(law: RewardLaw, log_policy: Float[Any, " levels"]) -> Autoregressive:
@@ -329,7 +321,7 @@ def best_of_poisson(law: RewardLaw, mu: Any = None, *, log_mu: Any = None) -> Fl
     xp = namespace(law.log_prob)
     with np.errstate(over="ignore"):
         x = xp.exp(log_mu + law.log_above)
-    gain = _log1m_exp_neg_exp(log_mu + law.log_prob)
+    gain = log1m_exp_neg_exp(log_mu + law.log_prob)
     below = xp.concat([xp.full_like(gain[:1], -math.inf), law.log_cdf[:-1]])
     return xp.logaddexp(law.log_prob, below + gain) - x
 
@@ -447,7 +439,7 @@ def kl_estimate(n: Any, log_prob: Any) -> Any:
     log_x = math.log(n) + log_neg_log1mexp(xp.where(log_prob < 0, log_prob, 0.0))
     certain = log_x > 6.6
     x = xp.exp(xp.where(certain, 0.0, log_x))
-    log_hit = _log1m_exp_neg_exp(xp.where(certain, 6.6, log_x))
+    log_hit = log1m_exp_neg_exp(xp.where(certain, 6.6, log_x))
     miss = xp.where(certain, 0.0, xp.exp(-x) * (kl_bound(n) - (n - 1) / n * x))
     return miss + xp.exp(log_hit) * (log_hit - log_prob)
 

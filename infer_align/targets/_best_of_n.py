@@ -12,7 +12,7 @@ from typing import Any
 
 from infer_align._numerics import (
     Array,
-    log1mexp,
+    log1m_exp_neg_exp,
     log_neg_log1mexp,
     logsumexp,
     namespace,
@@ -313,18 +313,10 @@ def log_ratio(place: Place, n: float | int) -> Array:
     far = log_neg_log1mexp(xp.where(few | (share >= 0), -1.0, share))
     drop = xp.where(few, log_cdf - xp.where(few, place.log_below, -2.0), 1.0)
     log_drop = xp.where(few, xp.log(xp.where(drop > 0, drop, 1.0)), far)
-    lost = xp.where(share >= 0, 0.0, _log1m_exp_neg_exp(math.log(n) + log_drop))
+    lost = xp.where(share >= 0, 0.0, log1m_exp_neg_exp(math.log(n) + log_drop))
     tied = n * log_cdf + lost - log_mass
     untied = math.log(n) + (n - 1) * xp.where(possible, place.log_cdf, 0.0)
     return xp.where(level, tied, xp.where(possible, untied, -math.inf))
-
-
-def _log1m_exp_neg_exp(log_d: Array) -> Array:
-    """log(1 − exp(−d)) from log d, however small d is."""
-    xp = namespace(log_d)
-    tiny, huge = log_d < -18.0, log_d > 6.0
-    d = xp.exp(xp.where(huge, 6.0, log_d))
-    return xp.where(tiny, log_d - 0.5 * d, log1mexp(-xp.where(tiny, 1.0, d)))
 
 
 def _ratio_error(place: Place, n: float | int) -> Array:
