@@ -100,6 +100,10 @@ class TableSource:
         """log q of (n, *contexts, ...)."""
         return self._at(self.log_q, self.index(outcomes))
 
+    def log_target_se(self, outcomes: Any) -> np.ndarray | None:
+        """Of a table that is known."""
+        return None
+
     def tokens(self) -> "TableTokens":
         """The proposal token by token, whatever law the table holds."""
         if self.vocabulary is None:
@@ -203,6 +207,33 @@ class TableTokens:
         total = mass.sum(-1, keepdims=True)
         known = self._alive[..., None] & (total > 0)
         return np.where(known, log(mass / np.where(total > 0, total, 1.0)), -math.log(size))
+
+
+class ExactTwist:
+    """Look-ahead functions log E_q[P/q | prefix] of a table, by summing over what begins alike."""
+
+    def __init__(self, source: TableSource) -> None:
+        assert source.vocabulary is not None
+        y, self._size = source.outcomes, source.vocabulary
+        log_p, log_q = (x.reshape(len(y), -1) for x in (source.log_p, source.log_q))
+        end = np.isin(y, source.eos)
+        alive = end.cumsum(-1) - end == 0
+        code, self._tables = np.zeros(len(y), dtype=int), []
+        for t in range(y.shape[1]):
+            code = code * self._size + np.clip(y[:, t], 0, self._size - 1)
+            sums = np.full((2, self._size ** (t + 1), log_p.shape[1]), -INF)
+            for total, x in zip(sums, (log_p, log_q), strict=True):
+                np.logaddexp.at(total, code[alive[:, t]], x[alive[:, t]])
+            possible = sums[1] > -INF
+            self._tables.append(np.where(possible, sums[0] - np.where(possible, sums[1], 0), -INF))
+
+    def next_log_psi(self, prefix: Any) -> np.ndarray:
+        """As a `NextTwist`."""
+        known = np.clip(np.asarray(prefix), 0, self._size - 1)
+        t = known.shape[-1]
+        code = (known * self._size ** np.arange(t)[::-1]).sum(-1)
+        rows = code[..., None] * self._size + np.arange(self._size)
+        return self._tables[t][rows, np.arange(code.shape[1])[:, None]]
 
 
 def memoryless(

@@ -27,9 +27,9 @@ from jaxtyping import Float
 
 from infer_align._numerics import Array
 from infer_align.diagnostics._draws import numpy
-from infer_align.diagnostics._estimates import Moments, interval
-from infer_align.diagnostics._summary import check_level, skewed, weight_diagnostics
-from infer_align.diagnostics._weighted import checked, expectation, weighted
+from infer_align.diagnostics._estimates import interval
+from infer_align.diagnostics._summary import check_level, reliable, skewed, within
+from infer_align.diagnostics._weighted import Weighted, checked, expectation, weighted, weights_of
 from infer_align.targets import WeightedSample
 
 INF = math.inf
@@ -60,6 +60,9 @@ class Bounds(NamedTuple):
     """Standard error of ``mean_low``; ``inf`` where it is unknown."""
     se_high: Any
     level: float
+    reliable: Any = True
+    """Whether the level is claimed: of log Z always, of a KL where k̂ < 0.5 and the ESS, bounded
+    from below, is at least 200 of the draws its expectation rests on, see `assess_sample`."""
 
 
 def log_z_bounds(
@@ -224,8 +227,7 @@ def reverse_kl_bounds(
     log_z = log_z_bounds(lower, upper, level=(1 + level) / 2)
     zero = np.zeros(policy.shape)
     draws = weighted(WeightedSample(None, zero, zero))
-    m = expectation(draws, policy - target)
-    return _combine(m, zero, log_z, 1.0, shape[1:], level)
+    return _combine(draws, policy - target, log_z, 1.0, shape[1:], level)
 
 
 def forward_kl_bounds(
@@ -255,8 +257,8 @@ def forward_kl_bounds(
     Returns
     -------
     Bounds
-        Self-normalised weights bias the expectation by about 1/ESS, and k̂ ≥ 0.5 voids its
-        interval: see `assess_sample`. ``inf`` where π misses an outcome of positive weight.
+        ``inf`` where π misses an outcome of positive weight. The error of an estimated potential
+        is not in it: see `assess_sample`.
 
     Examples
     --------
@@ -274,41 +276,44 @@ def forward_kl_bounds(
     w = weighted(sample)
     policy = checked(log_policy, "log_policy", tuple(sample.log_weights.shape))
     log_z = log_z_bounds(lower, upper, level=(1 + level) / 2)
-    m = expectation(w, np.where(w.log_weights > -INF, w.log_target, 0.0) - policy)
-    sums = w.units.log_total(w.log_weights)
-    return _combine(m, sums, log_z, -1.0, sample.log_weights.shape[1:], level)
+    values = np.where(w.log_weights > -INF, w.log_target, 0.0) - policy
+    return _combine(w, values, log_z, -1.0, sample.log_weights.shape[1:], level)
 
 
 def _combine(
-    mean: Moments,
-    log_weights: np.ndarray,
+    w: Weighted,
+    values: np.ndarray,
     log_z: Bounds,
     sign: float,
     shape: tuple[int, ...],
     level: float,
 ) -> Bounds:
-    """mean + sign · log Z; never below 0."""
+    """E[values] + sign · log Z; never below 0."""
     if np.shape(log_z.low) != shape:
         raise ValueError(
             f"lower has contexts of shape {np.shape(log_z.low)}, the draws have {shape}; both "
             "need the same contexts"
         )
-    m = skewed(mean, weight_diagnostics({"": log_weights}, khat=True))
+    weights = weights_of(w)
+    m = skewed(expectation(w, values), weights)
     unknown, certain = np.isinf(m.se), m.proven
     centre, se = np.where(unknown | certain, 0.0, m.value), np.where(unknown, 0.0, m.se)
     ends = interval(centre, se, m.third, (1 + level) / 2, fourth=m.fourth)
     sides = ("low", "high") if sign > 0 else ("high", "low")
-    columns = []
-    for end, side, nothing in zip(ends, sides, (0.0, INF), strict=True):
-        total = np.maximum(end + sign * _flat(log_z, side), 0.0)
-        columns.append(np.where(certain, m.value, np.where(unknown, nothing, total)))
+    whole = [end + sign * _flat(log_z, side) for end, side in zip(ends, sides, strict=True)]
+    low, high, possible = within((whole[0], whole[1]), (0.0, INF), se)
+    columns = [
+        np.where(certain, m.value, np.where(unknown, nothing, end))
+        for end, nothing in ((low, 0.0), (high, INF))
+    ]
     for side in sides:
         with np.errstate(invalid="ignore"):
             total = m.value + sign * _flat(log_z, f"mean_{side}")
         columns.append(np.where(certain, m.value, total))
     columns += [np.hypot(m.se, _flat(log_z, f"se_{side}")) for side in sides]
+    columns.append(certain | (reliable(weights, m.uses) & possible & ~unknown))
     ends = [column.reshape(shape)[()] for column in columns]
-    return Bounds(ends[0], ends[1], ends[2], ends[3], ends[4], ends[5], level)
+    return Bounds(ends[0], ends[1], ends[2], ends[3], ends[4], ends[5], level, ends[6])
 
 
 def _flat(log_z: Bounds, field: str) -> np.ndarray:

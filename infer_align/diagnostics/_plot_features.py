@@ -56,7 +56,11 @@ def plot_ranks(
         Without features, or if the draws are not the policy's own.
     """
     if not tree["diagnostics"].attrs["on_policy"]:
-        raise ValueError("ranks are those among draws of the policy: assess without a proposal")
+        raise ValueError(
+            "ranks are those among draws of the policy, and these draws are not its own: draw the "
+            "tree with assess of the policy, without a proposal (a tree of assess_sample has the "
+            "target's draws only; plot_pairs shows them)"
+        )
     names = _names(tree, features)
     weights = _weights(tree)
     rng = np.random.default_rng(seed)
@@ -96,7 +100,8 @@ def plot_pairs(
     Parameters
     ----------
     tree : xarray.DataTree
-        From `assess` with ``features``.
+        From `assess` or `assess_sample` with ``features``; the latter says nothing of a policy,
+        and shows the target alone.
     figure : matplotlib Figure
         Empty; gets the grid of axes.
     features : sequence of str, optional
@@ -116,8 +121,7 @@ def plot_pairs(
     names = _names(tree, features)
     rng = np.random.default_rng(seed)
     target = _weights(tree).reshape(-1)
-    log_v = stat(tree, "log_policy") - stat(tree, "log_proposal")
-    policy = _normalised(log_v).reshape(-1)
+    policy = _policy_weights(tree)
     values = {name: column(tree, "features", name)[0].reshape(-1) for name in names}
     grid = figure.subplots(len(names), len(names), squeeze=False)
     for i, low in enumerate(names):
@@ -147,13 +151,20 @@ def plot_pairs(
     return figure
 
 
-def _histograms(axis: Any, x: np.ndarray, policy: np.ndarray, target: np.ndarray) -> None:
+def _policy_weights(tree: "xarray.DataTree") -> np.ndarray | None:
+    """As of the target, flat; None of `assess_sample`, whose draws have no proposal to weigh by."""
+    if "log_proposal" not in tree["sample_stats"].data_vars:
+        return None
+    return _normalised(stat(tree, "log_policy") - stat(tree, "log_proposal")).reshape(-1)
+
+
+def _histograms(axis: Any, x: np.ndarray, policy: np.ndarray | None, target: np.ndarray) -> None:
+    laws = [(policy, BLUE, -0.2, "policy")] if policy is not None else []
+    laws.append((target, ORANGE, 0.2 if laws else 0.0, "target"))
     levels = np.unique(x)
     if len(levels) <= 12:
         gap = float(np.diff(levels).min()) if len(levels) > 1 else 1.0
-        for weights, colour, side, name in (
-            (policy, BLUE, -0.2, "policy"), (target, ORANGE, 0.2, "target"),
-        ):  # fmt: skip
+        for weights, colour, side, name in laws:
             mass = [weights[x == level].sum() for level in levels]
             axis.bar(levels + side * gap, mass, 0.36 * gap, color=colour, label=name)
         axis.set_xlim(levels[0] - 0.8 * gap, levels[-1] + 0.8 * gap)
@@ -162,7 +173,7 @@ def _histograms(axis: Any, x: np.ndarray, policy: np.ndarray, target: np.ndarray
     low, high = np.quantile(x, [0.001, 0.999])
     bins = np.linspace(low, max(high, low + 1e-9), 25)
     inside = np.clip(x, bins[0], bins[-1])
-    for weights, colour, name in ((policy, BLUE, "policy"), (target, ORANGE, "target")):
+    for weights, colour, _, name in laws:
         axis.hist(inside, bins=bins, weights=weights, density=True, histtype="stepfilled",
                   color=colour, alpha=0.3, lw=0)  # fmt: skip
         axis.hist(inside, bins=bins, weights=weights, density=True, histtype="step", color=colour,
@@ -171,7 +182,7 @@ def _histograms(axis: Any, x: np.ndarray, policy: np.ndarray, target: np.ndarray
 
 
 def _scatter(
-    axis: Any, x: np.ndarray, y: np.ndarray, policy: np.ndarray, target: np.ndarray,
+    axis: Any, x: np.ndarray, y: np.ndarray, policy: np.ndarray | None, target: np.ndarray,
     rng: np.random.Generator,
 ) -> None:  # fmt: skip
     kept = rng.permutation(len(x))[:POINTS]
@@ -179,7 +190,8 @@ def _scatter(
     kept = np.unique(np.concatenate([kept, heavy[target[heavy] > 20 / len(x)]]))
     x, y = _jittered(x, rng)[kept], _jittered(y, rng)[kept]
     area = lambda w: np.clip(12 * w[kept] * len(w), 0, 900)
-    axis.scatter(x, y, s=area(policy) * 0.7, color=BLUE, alpha=0.55, lw=0)
+    if policy is not None:
+        axis.scatter(x, y, s=area(policy) * 0.7, color=BLUE, alpha=0.55, lw=0)
     some = target[kept] > 0
     axis.scatter(x[some], y[some], s=area(target)[some], facecolors="none", edgecolors=ORANGE,
                  lw=0.7, alpha=0.9)  # fmt: skip

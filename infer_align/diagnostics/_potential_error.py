@@ -74,21 +74,18 @@ def widened(
     by_context: dict[str, np.ndarray],
     pooled: Mapping[str, Sequence[Any]],
     errors: dict[str, np.ndarray],
-    divergences: Sequence[FDivergence],
+    bounds: Mapping[str, tuple[float, float]],
     level: float,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], str]:
     """The intervals of what rests on the target, widened, per context and pooled; and a note.
 
     Contexts may share the estimate behind their potentials, so their errors are pooled as one.
     """
-    most = {d.name: (0.0, d.f_at_zero + d.f_prime_at_inf) for d in divergences}
-    anywhere = (-math.inf, math.inf)
     contexts, whole = {}, {}
     for name, error in errors.items():
-        bounds = most.get(name, anywhere)
-        contexts[name] = widen(by_context[name], error, bounds, level)
+        contexts[name] = widen(by_context[name], error, bounds[name], level)
         one = np.array(pooled[name], dtype=float)[:, None]
-        whole[name] = widen(one, error.mean(keepdims=True), bounds, level)[:, 0]
+        whole[name] = widen(one, error.mean(keepdims=True), bounds[name], level)[:, 0]
     note = (
         "the target's potential is estimated: its error moves log_z by up to "
         f"{errors['log_z'].mean():.2g} (one standard error), and the intervals of all that rests "

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from infer_align._numerics import Array
 from infer_align.diagnostics._draws import Draws
 from infer_align.diagnostics._estimates import Moments, interval, moments, tailed
 from infer_align.diagnostics._khat import kish_ess, least_ess, pareto_khat
@@ -17,6 +18,10 @@ KHAT_LIMIT = 0.5
 """Largest k̂ at which an interval is claimed: beyond, the weights' variance is infinite."""
 ESS_LIMIT = 200.0
 """Smallest ESS at which an interval is claimed."""
+TV_LIMIT = 0.05
+"""Largest total variation times √ESS: a tenth of the standard error of a probability, 1/(2√ESS)."""
+NOISE = 1e-3
+"""Log-probabilities of float32 networks may put a divergence below 0 by this."""
 
 
 class Estimate(NamedTuple):
@@ -69,19 +74,32 @@ def summarise(
     kinds = {"": draws.log_target_weight, "_policy": draws.log_policy_weight}
     weights = weight_diagnostics(kinds, khat=khat)
     n = len(draws.log_policy)
-    by_context, pooled = intervals(moments(draws, divergences), weights, level, n)
+    estimates = moments(draws, divergences)
+    by_context, pooled = intervals(estimates, weights, level, n)
     accepted = np.isfinite(draws.log_target)
     by_context["acceptance"], pooled["acceptance"] = acceptance(accepted, level)
     pooled_weights = pool_weights(weights) | {"ess_per_draw": float(weights["ess"].mean() / n)}
     weights["ess_per_draw"] = weights["ess"] / n
-    notes = _notes(draws, weights, pooled, level)
+    notes = [*_notes(draws, weights, pooled, level), *impossible_notes(estimates, pooled)]
     if log_target_se is not None and log_target_se.any():
         errors = potential_errors(draws, divergences, log_target_se)
-        wider, whole, note = widened(by_context, pooled, errors, divergences, level)
-        by_context |= wider
-        pooled |= {name: _estimate(column) for name, column in whole.items()}
-        notes = (*notes, note)
-    return Summary(by_context, pooled, weights, pooled_weights, notes)
+        notes.append(widen_all(by_context, pooled, errors, estimates, level))
+    return Summary(by_context, pooled, weights, pooled_weights, tuple(notes))
+
+
+def widen_all(
+    by_context: dict[str, np.ndarray],
+    pooled: dict[str, Estimate],
+    errors: dict[str, np.ndarray],
+    estimates: dict[str, Moments],
+    level: float,
+) -> str:
+    """Add the potential's errors to what is there; the note that says so."""
+    bounds = {name: m.bounds for name, m in estimates.items()}
+    wider, whole, note = widened(by_context, pooled, errors, bounds, level)
+    by_context |= wider
+    pooled |= {name: _estimate(column) for name, column in whole.items()}
+    return note
 
 
 def check_level(level: float) -> None:
@@ -113,6 +131,8 @@ def pool_weights(weights: dict[str, np.ndarray]) -> dict[str, float]:
         out["ess" + suffix] = float(weights["ess" + suffix].sum())
         out["ess_low" + suffix] = float(weights["ess_low" + suffix].min())
         out["pareto_khat" + suffix] = float(weights["pareto_khat" + suffix].max())
+    if "total_variation" in weights:
+        out["total_variation"] = float(weights["total_variation"].max())
     return out
 
 
@@ -121,19 +141,21 @@ def intervals(
     weights: dict[str, np.ndarray],
     level: float,
     proposals: int | None,
+    log_bound: np.ndarray | float = 0.0,
 ) -> tuple[dict[str, np.ndarray], dict[str, Estimate]]:
     """Intervals per context and pooled, claimed where the weights allow it.
 
     Where none of a number of independent proposals is accepted, P(accept) ≤ 1 − (1 − level)^(1/n)
-    bounds Z if weights are ≤ 1.
+    bounds Z if weights are ≤ 1, or M times that if they are ≤ M.
     """
     estimates = {name: skewed(m, weights) for name, m in estimates.items()}
     by_context = {
-        name: _intervals(m, _reliable(weights, m.uses), level) for name, m in estimates.items()
+        name: _intervals(m, reliable(weights, m.uses), level) for name, m in estimates.items()
     }
     if proposals is not None:
         empty = np.isneginf(by_context["log_z"][0])
-        by_context["log_z"][3, empty] = math.log(_most_accepted(proposals, level))
+        most = math.log(_most_accepted(proposals, level)) + np.broadcast_to(log_bound, empty.shape)
+        by_context["log_z"][3, empty] = most[empty]
     pooled = {name: _pool(by_context[name], m, level) for name, m in estimates.items()}
     return by_context, pooled
 
@@ -150,35 +172,55 @@ def acceptance(accepted: np.ndarray, level: float) -> tuple[np.ndarray, Estimate
     return _wilson(accepted.mean(axis=0), len(accepted), level), pooled
 
 
-def _reliable(weights: dict[str, np.ndarray], uses: tuple[str, ...]) -> np.ndarray:
+def reliable(weights: dict[str, np.ndarray], uses: tuple[str, ...]) -> np.ndarray:
+    """Where the weights bear an interval, and leave the outcomes' law close enough."""
     out = np.ones(len(weights["ess"]), dtype=bool)
     for suffix in uses:
         out &= weights["ess_low" + suffix] >= ESS_LIMIT
         out &= weights["pareto_khat" + suffix] < KHAT_LIMIT
+    if "" in uses and "total_variation" in weights:
+        out &= weights["total_variation"] * np.sqrt(weights["ess"]) <= TV_LIMIT  # NaN is not
     return out
 
 
-def _intervals(m: Moments, reliable: np.ndarray, level: float) -> np.ndarray:
+def within(
+    ends: tuple[Array, Array], bounds: tuple[float, float], se: Array | float
+) -> tuple[Array, Array, Array]:
+    """Both ends within the bounds, and whether the interval reaches there of itself.
+
+    One that lies beyond says that the draws miss something: it ends a standard error inside.
+    """
+    low, high = ends
+    possible = (high >= bounds[0] - NOISE) & (low <= bounds[1] + NOISE)
+    low, high = np.minimum(low, bounds[1] - se), np.maximum(high, bounds[0] + se)
+    return np.clip(low, *bounds), np.clip(high, *bounds), possible
+
+
+def _intervals(m: Moments, trusted: np.ndarray, level: float) -> np.ndarray:
     """Value, se, low, high, reliable of every context."""
     unknown = np.isinf(m.se)
     infinite = np.isinf(m.value) & ~unknown  # certain, or beyond the floats
     centre = np.where(unknown | infinite, 0.0, m.value)
-    ends = interval(centre, np.where(unknown, 0.0, m.se), m.third, level, fourth=m.fourth)
-    low, high = (np.where(infinite, m.value, np.clip(end, *m.bounds)) for end in ends)
+    se = np.where(unknown, 0.0, m.se)
+    ends = interval(centre, se, m.third, level, fourth=m.fourth)
+    low, high, possible = within(ends, m.bounds, se)
+    low, high = np.where(infinite, m.value, low), np.where(infinite, m.value, high)
     low, high = np.where(unknown, m.bounds[0], low), np.where(unknown, m.bounds[1], high)
-    return np.stack([m.value, m.se, low, high, (reliable | m.proven) & ~unknown])
+    trusted = trusted & (possible | infinite)
+    return np.stack([m.value, m.se, low, high, (trusted | m.proven) & ~unknown])
 
 
 def _pool(columns: np.ndarray, m: Moments, level: float) -> Estimate:
     """Mean over contexts, which are fixed: their errors are independent."""
-    value, se, low, high, reliable = columns
+    value, se, low, high, trusted = columns
     mean, error = value.mean(), math.sqrt((se**2).sum()) / len(se)
+    left, right, possible = low.mean(), high.mean(), True
     if math.isfinite(mean) and math.isfinite(error):
         third, fourth = m.third.sum() / len(se) ** 3, m.fourth.sum() / len(se) ** 4
-        ends = np.clip(interval(mean, error, third, level, fourth=fourth), *m.bounds)
-    else:
-        ends = [low.mean(), high.mean()]
-    return Estimate(float(mean), error, float(ends[0]), float(ends[1]), bool(reliable.all()))
+        ends = interval(mean, error, third, level, fourth=fourth)
+        left, right, possible = within(ends, m.bounds, error)
+    sure = bool(trusted.all() and possible)
+    return Estimate(float(mean), error, float(left), float(right), sure)
 
 
 def _most_accepted(n: int, level: float) -> float:
@@ -197,8 +239,8 @@ def _wilson(share: np.ndarray, n: int, level: float) -> np.ndarray:
 
 
 def _estimate(column: np.ndarray) -> Estimate:
-    value, se, low, high, reliable = (float(x) for x in column)
-    return Estimate(value, se, low, high, bool(reliable))
+    value, se, low, high, sure = (float(x) for x in column)
+    return Estimate(value, se, low, high, bool(sure))
 
 
 def _notes(
@@ -214,16 +256,21 @@ def _notes(
     return tuple(notes + infinite_notes(pooled))
 
 
-def empty_notes(empty: Any, n: int, level: float) -> list[str]:
+def empty_notes(empty: Any, n: int, level: float, *, bounded: bool = False) -> list[str]:
     """Contexts without an accepted draw, and what their n rejections say."""
     if not empty.any():
         return []
     bound = _most_accepted(n, level)
+    meaning = (
+        f"so Z is below {bound:.2g} times the bound of P/q"
+        if bounded
+        else f"so Z < {bound:.2g} where no weight P/q exceeds 1 (a constraint on the prior, drawn "
+        "from the prior)"
+    )
     return [
         f"no accepted draw{_of(empty)}: the acceptance rate is below {bound:.2g} "
-        f"({level:.0%}, one-sided), so Z < {bound:.2g} where no weight P/q exceeds 1 (a "
-        "constraint on the prior, drawn from the prior). Draw more, or from a proposal that "
-        "meets the constraint more often."
+        f"({level:.0%}, one-sided), {meaning}. Draw more, or from a proposal that meets the "
+        "constraint more often."
     ]
 
 
@@ -277,6 +324,21 @@ def infinite_notes(pooled: dict[str, Estimate]) -> list[str]:
     return [
         f"{' and '.join(infinite)} = inf is certain: draws of one distribution lie where the "
         "other has probability 0. Compare by jensen_shannon or total_variation."
+    ]
+
+
+def impossible_notes(estimates: dict[str, Moments], pooled: dict[str, Estimate]) -> list[str]:
+    """Divergences estimated below 0 by more than their error."""
+    below = [
+        name
+        for name, m in estimates.items()
+        if m.bounds[0] == 0 and pooled[name].value + 2 * pooled[name].se < -NOISE
+    ]
+    if not below:
+        return []
+    return [
+        f"{' and '.join(below)} came out below 0, which no divergence is: the draws miss a part of "
+        "the target that matters. Draw more, or from a proposal closer to the target."
     ]
 
 

@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from infer_align._numerics import Array
-from infer_align.diagnostics._draws import numpy
+from infer_align.diagnostics._draws import errors, numpy
 from infer_align.diagnostics._estimates import Moments
 from infer_align.diagnostics._summary import (
+    TV_LIMIT,
     Summary,
     acceptance,
     check_level,
     empty_notes,
+    impossible_notes,
     infinite_notes,
     intervals,
     pool_weights,
     weight_diagnostics,
     weight_notes,
+    widen_all,
 )
 from infer_align.diagnostics._tree import build_tree, context_labels, outcomes_by_site
 from infer_align.diagnostics._units import Units, added, by_number, each_alone, unit_moments
@@ -42,6 +45,19 @@ class Weighted(NamedTuple):
     """Whether the evidence are the weights themselves."""
     joined: bool
     """Whether the units of outcomes and evidence are the same ones."""
+    total_variation: np.ndarray
+    """Of an outcome's law from what the weights say, (contexts,); NaN where unknown."""
+
+    @property
+    def approximate(self) -> bool:
+        """Whether the outcomes are of the target only in the limit."""
+        return bool((self.total_variation != 0).any())
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Weights that a mean under the target rests on: its own, and those it was chosen by."""
+        chosen = self.approximate and self.evidence is not None and not self.same
+        return ("", "_evidence") if chosen else ("",)
 
 
 def assess_sample(
@@ -61,6 +77,10 @@ def assess_sample(
     and rules. Dependent outcomes are summed within their clusters, whose sums are independent
     (for particle filters: Chan and Lai 2013, arXiv 1312.5114), and the ESS and Pareto k̂ of the
     cluster weights decide what is claimed: few surviving ancestors, or few chains, are few draws.
+    Outcomes that were resampled, or that Markov chains ended at, look like draws of the target
+    and are so only in the limit: what is said of them rests on the weights of all proposals too,
+    and is claimed where ``total_variation`` · √ESS ≤ 0.05, a tenth of the standard error that a
+    probability has at most.
 
     Parameters
     ----------
@@ -88,7 +108,8 @@ def assess_sample(
           KL(p‖prior), entropy_target = H(p), target_<feature>, acceptance (share of finite
           evidence, of independent proposals); ess (summed), ess_min, ess_low, ess_per_draw and
           pareto_khat of the outcomes' weights, and, where they are others, ess_evidence,
-          ess_low_evidence and pareto_khat_evidence of what log Z rests on.
+          ess_low_evidence and pareto_khat_evidence of what log Z rests on; total_variation
+          where the sample has one.
         - ``diagnostics/contexts``: the same for every context.
 
         Attributes of ``diagnostics``: n, level, notes, method, calls, ...
@@ -111,7 +132,9 @@ def assess_sample(
       step resamples.
     - Without evidence (Markov chains), log_z and what needs it are NaN and never reliable.
     - Where no evidence is accepted, log_z is ``-inf`` with the one-sided bound of `assess`, if
-      the proposals are independent; of clusters there is no bound.
+      the proposals are independent: log M is added where the sample has a ``log_bound``, else
+      P/q ≤ 1 is assumed. Of clusters there is no bound.
+    - The error of an estimated potential (``log_target_se``) is added as by `assess`.
     - A single independent unit gives estimates without standard errors.
 
     Examples
@@ -142,7 +165,9 @@ def assess_sample(
         name: checked(values, f"feature {name!r}", shape, infinite=(-INF, INF))
         for name, values in (features or {}).items()
     }
-    summary = _summarise(w, laws, columns, level)
+    se = None if sample.log_target_se is None else errors(sample.log_target_se, shape)
+    bound = None if sample.log_bound is None else _per_context(sample.log_bound, shape[1:])
+    summary = _summarise(w, laws, columns, level, se, bound)
     stats = {"log_weight": w.log_weights, "log_target": w.log_target}
     stats |= {
         {"forward_kl": "log_policy", "kl_target_prior": "log_prior"}[name]: law
@@ -206,7 +231,17 @@ def weighted(sample: WeightedSample) -> Weighted:
         other = by_number(evidence_cluster)[0]
     elif cluster is not None and evidence_cluster is not None:
         units, other = by_number(cluster, evidence_cluster)
-    return Weighted(log_weights, log_target, evidence, units, other, same, joined)
+    distance = _per_context(sample.total_variation, shape[1:])
+    return Weighted(log_weights, log_target, evidence, units, other, same, joined, distance)
+
+
+def weights_of(w: Weighted) -> dict[str, np.ndarray]:
+    """ESS, its lower bound and k̂ of what the estimates rest on, and how far it is off."""
+    kinds = {"": w.units.log_total(w.log_weights)}
+    if w.evidence is not None and not w.same:
+        kinds["_evidence"] = w.evidence_units.log_total(w.evidence)
+    weights = weight_diagnostics(kinds, khat=True)
+    return weights | ({"total_variation": w.total_variation} if w.approximate else {})
 
 
 def expectation(
@@ -223,7 +258,7 @@ def expectation(
     empty = ~(p > 0).any(axis=0)
     proven = np.isinf(mean)
     value = np.where(empty, np.nan, mean)
-    m = unit_moments(value, influence, units.count, 0.0, bounds, ("",), empty, proven)
+    m = unit_moments(value, influence, units.count, 0.0, bounds, w.uses, empty, proven)
     return m._replace(se=np.where(proven, 0.0, m.se))
 
 
@@ -262,33 +297,60 @@ def with_log_z(
 
 
 def _summarise(
-    w: Weighted, laws: dict[str, np.ndarray], features: dict[str, np.ndarray], level: float
+    w: Weighted,
+    laws: dict[str, np.ndarray],
+    features: dict[str, np.ndarray],
+    level: float,
+    log_target_se: np.ndarray | None,
+    log_bound: np.ndarray | None,
 ) -> Summary:
-    kinds = {"": w.units.log_total(w.log_weights)}
-    if w.evidence is not None and not w.same:
-        kinds["_evidence"] = w.evidence_units.log_total(w.evidence)
-    weights = weight_diagnostics(kinds, khat=True)
+    weights = weights_of(w)
     log_p = np.where(w.log_weights > -INF, w.log_target, 0.0)
+    values = {name: log_p - law for name, law in laws.items()} | {"entropy_target": -log_p}
     estimates = {"log_z": log_z(w)}
-    for name, law in laws.items():
-        estimates[name] = with_log_z(w, log_p - law, -1.0, (0.0, INF))
+    for name in laws:
+        estimates[name] = with_log_z(w, values[name], -1.0, (0.0, INF))
     estimates["entropy_target"] = with_log_z(w, -log_p, 1.0, (-INF, INF))
-    for name, values in features.items():
-        estimates[f"target_{name}"] = expectation(w, values)
+    for name, feature in features.items():
+        values[f"target_{name}"] = feature
+        estimates[f"target_{name}"] = expectation(w, feature)
     independent = w.evidence is not None and w.evidence_units.index is None
     proposals = len(w.evidence) if independent and w.evidence is not None else None
-    by_context, pooled = intervals(estimates, weights, level, proposals)
+    most = 0.0 if log_bound is None else log_bound
+    by_context, pooled = intervals(estimates, weights, level, proposals, most)
     if independent and w.evidence is not None:
         shares = acceptance(np.isfinite(w.evidence), level)
         by_context["acceptance"], pooled["acceptance"] = shares
     n = len(w.log_weights)
     pooled_weights = pool_weights(weights) | {"ess_per_draw": float(weights["ess"].mean() / n)}
-    notes = _notes(w, weights, level) + infinite_notes(pooled)
+    notes = _notes(w, weights, level, bounded=log_bound is not None) + infinite_notes(pooled)
+    notes += impossible_notes(estimates, pooled)
+    if log_target_se is not None and log_target_se.any():
+        moved = _potential_errors(w, values, log_target_se)
+        notes.append(widen_all(by_context, pooled, moved, estimates, level))
     weights["ess_per_draw"] = weights["ess"] / n
     return Summary(by_context, pooled, weights, pooled_weights, tuple(notes))
 
 
-def _notes(w: Weighted, weights: dict[str, np.ndarray], level: float) -> list[str]:
+def _potential_errors(
+    w: Weighted, values: dict[str, np.ndarray], log_target_se: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Largest standard deviation that the potential's error gives each estimate, (contexts,).
+
+    With δ the error of log P, log Z moves by E_p[δ], and a mean, a KL and the entropy by the
+    covariance of δ and what is averaged: in these two log Ẑ takes back what E_p[log P] adds.
+    """
+    p = _shares(w.log_weights)
+    out = {"log_z": (p * log_target_se).sum(axis=0)}
+    for name, x in values.items():
+        h = np.where((p > 0) & np.isfinite(x), x, 0.0)
+        out[name] = (p * np.abs(h - (p * h).sum(axis=0)) * log_target_se).sum(axis=0)
+    return out
+
+
+def _notes(
+    w: Weighted, weights: dict[str, np.ndarray], level: float, *, bounded: bool
+) -> list[str]:
     notes, n = [], len(w.log_weights)
     some = np.isfinite(w.log_weights).any(axis=0)
     if w.evidence is None:
@@ -299,7 +361,8 @@ def _notes(w: Weighted, weights: dict[str, np.ndarray], level: float) -> list[st
         if not some.all():
             notes.append("no outcome has a positive weight: means under the target are undefined.")
     elif w.evidence_units.index is None:
-        notes += empty_notes(~np.isfinite(w.evidence).any(axis=0), len(w.evidence), level)
+        empty = ~np.isfinite(w.evidence).any(axis=0)
+        notes += empty_notes(empty, len(w.evidence), level, bounded=bounded)
     elif not np.isfinite(w.evidence).any(axis=0).all():
         notes.append(
             "no accepted evidence: log_z is -inf, and dependent proposals give no bound for it. "
@@ -320,6 +383,7 @@ def _notes(w: Weighted, weights: dict[str, np.ndarray], level: float) -> list[st
             "outcomes and evidence are not matched: the standard errors of log_z and of the mean "
             "under the target are added in what needs both, an upper bound."
         )
+    notes += _distance_notes(w, weights)
     label = "P/q" if w.same else "of the outcomes"
     notes += weight_notes(weights, "", label, "target", some, n)
     if w.evidence is not None and not w.same:
@@ -327,6 +391,27 @@ def _notes(w: Weighted, weights: dict[str, np.ndarray], level: float) -> list[st
         rows = len(w.evidence)
         notes += weight_notes(weights, "_evidence", "of Z", "target", accepted, rows)
     return notes
+
+
+def _distance_notes(w: Weighted, weights: dict[str, np.ndarray]) -> list[str]:
+    """Outcomes that are of the target only in the limit."""
+    far = ~(w.total_variation * np.sqrt(weights["ess"]) <= TV_LIMIT)
+    if not far.any():
+        return []
+    unknown = np.isnan(w.total_variation)
+    which = f"{far.sum()} of {len(far)} contexts"
+    if unknown.any():
+        return [
+            f"in {which} it is not known how close the law of the outcomes is to the target: no "
+            "mean under it is claimed. See that the means stop moving as the method is given more "
+            "work, or take one whose weights correct the rest: importance, smc."
+        ]
+    return [
+        f"in {which} the law of the outcomes may be {w.total_variation.max():.2g} from the "
+        f"target's in total variation, and {TV_LIMIT}/√ESS = "
+        f"{TV_LIMIT / math.sqrt(weights['ess'].max()):.2g} is little enough: give the method more "
+        "steps, or more proposals."
+    ]
 
 
 def _shares(log_weights: np.ndarray) -> np.ndarray:
@@ -367,6 +452,10 @@ def checked(
             "features must be finite, log-densities and log-weights finite or -inf"
         )
     return values
+
+
+def _per_context(value: float | np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return np.broadcast_to(np.asarray(value, dtype=np.float64), shape).reshape(-1)
 
 
 def _numbers(

@@ -159,6 +159,8 @@ def fit(
         n=n,
         from_target=from_target,
     )
+    if from_target and isinstance(declared.prior, Empirical):
+        declared.prior.check_contexts(tuple(policy(params, *contexts).batch_shape))
     fresh = FitState(0, run.optimizer.init(params), estimator.init())
     if resume is not None:
         for what, new, old in zip(fresh._fields, fresh, resume, strict=True):

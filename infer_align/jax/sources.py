@@ -99,6 +99,7 @@ class JaxSource:
         self._calls = 0
         self._draw = jax.jit(self._drawn, static_argnums=1)
         self._score = jax.jit(self._terms)
+        self._score_se = jax.jit(self._spread)
         self._score_proposal = jax.jit(lambda y: self._distribution().log_prob(y))
 
     def draw(self, n: int) -> Drawn:
@@ -161,6 +162,23 @@ class JaxSource:
         parts = [self._host(self._score_proposal(y))[:size] for y, size in _padded(outcomes)]
         return np.concatenate(parts)
 
+    def log_target_se(self, outcomes: Any) -> np.ndarray | None:
+        """Standard error of log P of outcomes, None unless the potential is an estimate.
+
+        Parameters
+        ----------
+        outcomes : array or dict of arrays, shape (n, *contexts, ...)
+
+        Returns
+        -------
+        array, shape (n, *contexts), or None
+            NumPy float64.
+        """
+        if self.target.log_potential_se is None:
+            return None
+        parts = [self._host(self._score_se(y, self.contexts))[:n] for y, n in _padded(outcomes)]
+        return np.concatenate(parts)
+
     def tokens(self) -> TokenStream:
         """The proposal token by token.
 
@@ -191,6 +209,11 @@ class JaxSource:
         """Log prior and log potential, added on the host."""
         log_prior = self.target.given(*contexts).log_prob(y)
         return log_prior, jnp.asarray(self.target.log_potential(y, *contexts))
+
+    def _spread(self, y: Any, contexts: tuple[Any, ...]) -> Any:
+        spread = self.target.log_potential_se
+        assert spread is not None
+        return jnp.asarray(spread(y, *contexts))
 
     def _host(self, x: Any, n: int | None = None) -> np.ndarray:
         """In NumPy float64, of shape (n, *contexts)."""

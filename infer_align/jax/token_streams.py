@@ -2,7 +2,8 @@ r"""Next-token log-probabilities of NumPyro policies, for particle filters.
 
 The policies of `infer_align.jax.policies` and independent tokens, such as
 ``Categorical(...).expand([T]).to_event(1)``, are read token by token: of a hidden Markov model the
-state is the filtering law of the hidden state, :math:`p(h_t | y_{1:t})`.
+state is the filtering law of the hidden state, :math:`p(h_t | y_{1:t})`. A mixture of such is
+read by its components side by side.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +16,9 @@ import numpyro.distributions as dist
 from infer_align._numerics import logsumexp
 from infer_align.jax.numpyro import ProgramPrior
 from infer_align.jax.policies import HiddenMarkov, TokenSequence
+from infer_align.jax.sources import Mixture
 from infer_align.samplers import TokenStream
+from infer_align.samplers._mixture_stream import MixtureStream
 
 __all__ = ["token_stream"]
 
@@ -27,8 +30,9 @@ def token_stream(distribution: Any, shape: tuple[int, ...] | None = None) -> Tok
     ----------
     distribution : Distribution
         A `memoryless`, `markov` or `hidden_markov` policy, or a categorical or Bernoulli
-        distribution with its last batch axis made an event; or the prior of a program whose only
-        latent site is such. Its batch shape is the contexts', which the stream flattens.
+        distribution with its last batch axis made an event; the prior of a program whose only
+        latent site is such; or a `mixture` of these. Its batch shape is the contexts', which the
+        stream flattens.
     shape : tuple of int, optional
         Of the contexts, to check.
 
@@ -39,7 +43,7 @@ def token_stream(distribution: Any, shape: tuple[int, ...] | None = None) -> Tok
     Raises
     ------
     ValueError
-        For any other distribution, or other contexts.
+        For any other distribution, other contexts, or a mixture of different token sequences.
 
     Examples
     --------
@@ -57,6 +61,9 @@ def token_stream(distribution: Any, shape: tuple[int, ...] | None = None) -> Tok
             f"the proposal has contexts of shape {batch}, the target of shape {shape}; give both "
             "the same contexts"
         )
+    if isinstance(distribution, Mixture):
+        streams = [token_stream(d, batch) for d in distribution.components]
+        return MixtureStream(streams, distribution.log_weights, jax.jit)
     if not isinstance(distribution, ProgramPrior):
         return _stream(distribution)
     streams = []
@@ -81,8 +88,8 @@ def _stream(distribution: Any) -> "_Stream":
         raise ValueError(
             f"a {type(distribution).__name__} is not known here as a law of token sequences; "
             "sequential Monte Carlo needs a memoryless, Markov or hidden Markov policy, "
-            "independent tokens (Categorical(...).expand([T]).to_event(1)), or a CausalLM of "
-            "infer_align.torch"
+            "independent tokens (Categorical(...).expand([T]).to_event(1)), a mixture of these, or "
+            "a CausalLM of infer_align.torch"
         )
     return found
 

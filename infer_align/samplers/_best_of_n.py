@@ -74,12 +74,14 @@ def best_of_n(source: Source, reward: Callable[[Any], Any], n: int, m: int) -> W
     outcomes = each(lambda *x: np.concatenate(x), *(host for host, _, _ in parts))
     log_target = np.concatenate([log_p for _, log_p, _ in parts])
     shape = (m, *source.shape)
+    given = like(with_contexts(outcomes, source.shape), parts[0][2])
     return WeightedSample(
-        outcomes=like(with_contexts(outcomes, source.shape), parts[0][2]),
+        outcomes=given,
         log_weights=np.zeros(shape),
         log_target=log_target.reshape(shape),
         calls=n * m,
         method=f"best of {n}",
+        log_target_se=source.log_target_se(given),
     )
 
 

@@ -51,18 +51,22 @@ class Record:
         evidence: np.ndarray,
         calls: int,
         method: str,
+        total_variation: float | np.ndarray,
     ) -> WeightedSample:
         """Equal weights; ``-inf`` for a chain that never met the target's support."""
         log_target = np.concatenate(self.log_target)
         outcomes = each(lambda *x: np.concatenate(x), *self.outcomes)
         shape, times = (len(log_target), *source.shape), len(self.outcomes)
         weights = np.where(log_target > -math.inf, 0.0, -math.inf)
+        given = like(with_contexts(outcomes, source.shape), original)
         return WeightedSample(
-            outcomes=like(with_contexts(outcomes, source.shape), original),
+            outcomes=given,
             log_weights=weights.reshape(shape),
             log_target=log_target.reshape(shape),
             evidence=evidence.reshape(-1, *source.shape),
             cluster=np.tile(cluster, (times, 1)).reshape(shape),
             calls=calls,
             method=method,
+            log_target_se=source.log_target_se(given),
+            total_variation=total_variation,
         )

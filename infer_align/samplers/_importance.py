@@ -62,6 +62,7 @@ def importance(source: Source, n: int) -> WeightedSample:
         evidence=log_weights,
         calls=n,
         method="importance sampling",
+        log_target_se=source.log_target_se(drawn.original),
     )
 
 
@@ -74,7 +75,9 @@ def resample(
     replace: bool = True,
     smooth: bool = False,
 ) -> WeightedSample:
-    """Equally weighted outcomes, chosen from a weighted sample by their weights (Rubin 1988).
+    r"""Equally weighted outcomes, chosen from a weighted sample by their weights (Rubin 1988).
+
+    The expected share of an outcome is off by :math:`p_i (p_i - \sum_j p_j^2)`, to first order.
 
     Parameters
     ----------
@@ -95,7 +98,9 @@ def resample(
     -------
     WeightedSample
         Log-weights 0, or ``-inf`` in a context without an accepted outcome. Copies of one row are
-        one cluster; the evidence is that of the sample.
+        one cluster; the evidence is that of the sample. ``total_variation`` is half the sum of the
+        absolute errors above; NaN without replacement, or where a sample without evidence no
+        longer has the weights that its outcomes were chosen by.
 
     Raises
     ------
@@ -120,9 +125,14 @@ def resample(
         sample = sample._replace(log_weights=smoothed.log_weights)
         method = f"{method}, {smoothed.note}"
     flat = sample.probabilities.reshape(len(sample.log_weights), -1)
+    equal = flat.max(axis=0) * (flat > 0).sum(axis=0) <= 1 + 1e-9
+    bias = 0.5 * (flat * np.abs(flat - (flat**2).sum(axis=0))).sum(axis=0)
+    known = replace and sample.evidence is not None
+    bias = np.where(equal, 0.0, bias if known else math.nan)
     rows = scheme(flat, n, rng) if replace else _without_replacement(flat, n, rng)
     host = take(flat_contexts(to_host(sample.outcomes), len(shape)), rows)
     origin = np.broadcast_to(np.arange(len(flat))[:, None], flat.shape)
+    se = sample.log_target_se
     cluster = origin if sample.cluster is None else sample.cluster.reshape(flat.shape)
     weights = np.where(flat.sum(axis=0) > 0, np.zeros(rows.shape), -math.inf)
     return sample._replace(
@@ -131,6 +141,8 @@ def resample(
         log_target=take(sample.log_target.reshape(flat.shape), rows).reshape(n, *shape),
         cluster=take(cluster, rows).reshape(n, *shape),
         method=method,
+        log_target_se=se if se is None else take(se.reshape(flat.shape), rows).reshape(n, *shape),
+        total_variation=sample.total_variation + bias.reshape(shape),
     )
 
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from infer_align._numerics import logmeanexp
 from infer_align.samplers._accept import report_short
 from infer_align.samplers._chains import Record, check_lengths
 from infer_align.samplers._outcomes import choose, each, propose
@@ -43,7 +44,9 @@ def independence_metropolis(
     WeightedSample
         ``n * keep`` outcomes of equal weight, a chain a cluster; ``-inf`` for a chain that found
         no outcome with P > 0 (a warning is given). The evidence is log P/q of all proposals, which
-        are independent draws of q whatever was accepted. ``method`` has the acceptance rate.
+        are independent draws of q whatever was accepted. ``method`` has the acceptance rate,
+        ``total_variation`` the bound above for the earliest kept states, at Ẑ and the largest w
+        that was met.
 
     Examples
     --------
@@ -100,4 +103,9 @@ def _finished(
     note = report_short(started, n, calls, source, what=what, remedy=remedy)
     cluster = np.broadcast_to(np.arange(n)[:, None], record.log_target[0].shape)
     method = f"{method}; {note}" if note else method
-    return record.sample(source, original, cluster, proposals, calls, method)
+    largest = proposals.max(axis=0)
+    some = largest > -math.inf
+    over = np.where(some, logmeanexp(proposals) - np.where(some, largest, 0.0), -math.inf)
+    distance = (-np.expm1(over)) ** min(record.kept)
+    distance = distance.reshape(source.shape)
+    return record.sample(source, original, cluster, proposals, calls, method, distance)

@@ -67,7 +67,8 @@ def local_metropolis(
     WeightedSample
         ``n * keep`` outcomes of equal weight, ``-inf`` in a context where no start was found (a
         warning is given). The evidence is that of the search for the starts; ``calls`` counts
-        drawing and scoring. ``method`` has the acceptance rate of the moves.
+        drawing and scoring. ``method`` has the acceptance rate of the moves; how far the chains
+        still are from the target is not known (``total_variation`` is NaN).
 
     Raises
     ------
@@ -203,4 +204,5 @@ def _finished(
     what = "starts of local Metropolis"
     note = report_short(starts.counts, n, starts.calls, source, what=what, remedy=remedy)
     method = f"{method}; starts {note}" if note else method
-    return record.sample(source, starts.original, rows, starts.evidence, calls, method)
+    unknown = math.nan
+    return record.sample(source, starts.original, rows, starts.evidence, calls, method, unknown)

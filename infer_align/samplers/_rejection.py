@@ -43,7 +43,7 @@ def rejection(
     Returns
     -------
     WeightedSample
-        Log-weights 0.
+        Log-weights 0, with ``log_bound``.
 
     Raises
     ------
@@ -71,7 +71,8 @@ def rejection(
 
     got = accept(source, n, log_acceptance, max_calls)
     weights = np.where(got.log_weights > -math.inf, 0.0, -math.inf)
-    return _sample(source, n, got, weights, "rejection sampling", "log bound", bound)
+    sample = _sample(source, n, got, weights, "rejection sampling", "log bound", bound)
+    return sample._replace(log_bound=bound.reshape(source.shape))
 
 
 def quasi_rejection(
@@ -138,13 +139,15 @@ def _sample(
         "the target"
     )
     note = report_short(got.counts, n, got.calls, source, what=name, remedy=remedy)
+    outcomes = like(with_contexts(got.outcomes, source.shape), got.original)
     return WeightedSample(
-        outcomes=like(with_contexts(got.outcomes, source.shape), got.original),
+        outcomes=outcomes,
         log_weights=weights.reshape(n, *source.shape),
         log_target=got.log_target.reshape(n, *source.shape),
         evidence=got.evidence.reshape(-1, *source.shape),
         calls=got.calls,
         method=f"{method}; {note}" if note else method,
+        log_target_se=source.log_target_se(outcomes),
     )
 
 

@@ -255,6 +255,7 @@ def record(source: Source, stream: TokenStream, final: Final, rules: Rules) -> W
         calls=math.ceil(n * last.prefix.shape[-1] / stream.length) + n,
         method=f"SMC, n={n}, {_name(rules.scheme)} at ESS <= {rules.ess_threshold:g} n"
         + ("" if rules.twist is not None else ", no twist"),
+        log_target_se=source.log_target_se(final.outcomes),
     )
 
 

@@ -77,6 +77,10 @@ class Source(Protocol):
         """log q of outcomes (n, *contexts, ...), NumPy float64."""
         ...
 
+    def log_target_se(self, outcomes: Any) -> Float[np.ndarray, "n *contexts"] | None:
+        """Standard error of `log_target` where the potential is an estimate, else None."""
+        ...
+
     def tokens(self) -> TokenStream:
         """The proposal token by token; ValueError if its outcomes are not token sequences."""
         ...

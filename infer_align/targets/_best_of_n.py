@@ -17,7 +17,7 @@ from infer_align._numerics import (
     logsumexp,
     namespace,
 )
-from infer_align.targets._cdf import Cdf, Place, RewardCdf, is_estimated, place_of
+from infer_align.targets._cdf import Cdf, Place, RewardCdf, check_cdf, is_estimated, place_of
 from infer_align.targets._combinators import extend
 from infer_align.targets._soft import soft_error, soft_log_ratio
 from infer_align.targets._target import LogPotential, Target, indicator
@@ -160,6 +160,7 @@ def quantile(reward: LogPotential, cdf: Cdf, *, upper: bool = False) -> LogPoten
     >>> quantile(lambda y: 7.0 * y, cdf)(np.array([0, 1])).round(6).tolist()
     [0.2, 0.7]
     """
+    check_cdf(cdf)
 
     def calibrated(y: Any, *contexts: Any) -> Array:
         return _quantile(place_of(cdf, reward, y, contexts), upper=upper)
@@ -395,6 +396,7 @@ def _finished(
     log_z: Any,
 ) -> Target:
     """With what is known of log Z and of the potential's error."""
+    check_cdf(cdf)
     estimated = is_estimated(cdf)
     target = extend(base, potential, name, error if estimated else None)
     before = base.log_z if isinstance(base, Target) else 0.0

@@ -10,7 +10,7 @@ from array_api_compat import is_array_api_obj
 from infer_align._numerics import concrete
 from infer_align.targets._combinators import tilt
 from infer_align.targets._dual import Points, tilted
-from infer_align.targets._moment_fit import ESS_MIN, Evaluated, clustered, notes_on
+from infer_align.targets._moment_fit import ESS_MIN, Evaluated, clustered, notes_on, worth
 from infer_align.targets._moments import as_points, flat
 from infer_align.targets._target import LogPotential, Target
 from infer_align.targets._weighted import WeightedSample
@@ -34,6 +34,7 @@ class Budget(NamedTuple):
     ess: np.ndarray
     """Effective sample size of the tilt, shape (*contexts); inf of an exact solution."""
     ess_pooled: float
+    """The same of the average over contexts; of dependent draws, what their errors are worth."""
     reliable: bool
     notes: tuple[str, ...]
 
@@ -81,7 +82,7 @@ def kl_budget(
     ------
     ValueError
         If the budget is not positive, or is not below what the sample can reach, the KL of its
-        highest rewards alone, −log P(max).
+        highest rewards alone, −log P(max); if the sample is empty, or its rewards are all one.
 
     Examples
     --------
@@ -106,12 +107,15 @@ def kl_budget(
     p, w = np.exp(log_mass), np.exp(points.log_mass)
     values = points.features[..., 0]
     rise = p * (values - reward_mean)  # influence of Λ'(θ); that of Λ(θ) is p − w
-    influence = (theta * rise - (p - w))[..., None]
+    influence = np.stack([theta * rise - (p - w), rise], axis=-1)
     covariance, units = clustered(influence * points.context_mass[:, None], labels)
     se = math.sqrt(float(covariance[0, 0]))
-    slope = theta * float(points.context_mass @ variance)
+    spread = float(points.context_mass @ variance)
+    slope = theta * spread
     ess = 1 / (p**2).sum(axis=0)
     pooled = 1 / float((points.context_mass**2 / ess).sum())
+    if labels is not None:  # as of a moment: by the error of the tilt's mean reward
+        pooled = min(pooled, worth(np.array([spread]), covariance[1:, 1]))
     notes = notes_on(ess, pooled, units, float(ess_min))
     return Budget(
         tilt(base, reward, 1 / theta), 1 / theta, se / slope / theta**2,
@@ -187,6 +191,16 @@ def inverse_temperature(points: Points, kl: float, what: str) -> float:
         raise ValueError(
             f"a KL budget is a finite number of nats > 0, got {kl}; at 0 the tilt is the base"
         )
+    values = points.features[..., 0]
+    kept = points.log_mass > -math.inf
+    highest = np.where(kept, values, -math.inf).max(axis=0)
+    lowest = np.where(kept, values, math.inf).min(axis=0)
+    if (highest == lowest).all():
+        raise ValueError(
+            f"a KL budget of {kl:.6g} has nothing to buy: in no context does the reward vary among "
+            f"the {what}, so every tilt is the base, of KL 0; draw more, or see that the reward "
+            "tells outcomes apart"
+        )
     most = _reach(points)
     if kl >= most - 1e-12:
         raise ValueError(
@@ -194,9 +208,7 @@ def inverse_temperature(points: Points, kl: float, what: str) -> float:
             f"costs -log P(max) = {most:.6g} nats on average; lower the budget, draw more, or "
             "condition on the highest reward"
         )
-    values = points.features[..., 0]
-    kept = points.log_mass > -math.inf
-    spread = float(np.max(np.where(kept, values, -math.inf)) - np.min(values[kept]))
+    spread = float(highest.max() - lowest.min())
     spent = lambda theta: float(points.context_mass @ _state(points, theta)[0])
     return _rising_root(spent, kl, 1 / spread)
 

@@ -1,6 +1,7 @@
 """What a target provides against what an objective requires."""
 
-from infer_align.targets._target import Target
+from infer_align.targets._declared import Constrained
+from infer_align.targets._target import LOG_DENSITY, Target
 
 REMEDIES = {
     "log_density": (
@@ -15,8 +16,13 @@ REMEDIES = {
         "its next-token law is not known. Give a language model as a teacher(), or use an "
         "objective of its log-density, such as f_dpg()"
     ),
+    "multipliers": (
+        "the multipliers of its moments are not known. Solve them first, with "
+        "exact.match_moments(target), solve_moments(target, sample) or match_moments(target, draw),"
+        " and use the fit's .target; or give moment_match(base, moments, multipliers={...})"
+    ),
 }
-"""What to do where a capability is missing."""
+"""What to do where a capability is missing, or all of them for want of multipliers."""
 
 
 def check_provides(target: Target, requires: frozenset[str], who: str) -> None:
@@ -47,6 +53,9 @@ def check_provides(target: Target, requires: frozenset[str], who: str) -> None:
     """
     missing = sorted(requires - target.provides)
     if missing:
+        own = target.log_potential
+        if isinstance(own, Constrained) and not LOG_DENSITY <= target.provides:
+            missing = ["multipliers"]
         has = " and ".join(sorted(target.provides)) or "nothing"
         raise ValueError(
             f"{who} needs {' and '.join(sorted(requires))} of its target, and {target.name!r} "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import is_torch_array
+from array_api_compat import device, is_torch_array
 from jaxtyping import Float
 
 from infer_align._numerics import Array, logsumexp, namespace
@@ -371,7 +371,8 @@ class CdfByContext:
             )
         index = [self.labels.index(c) for c in contexts]
         xp = namespace(self.cdf.table.rewards) if self.cdf.table else np
-        pick = lambda x: None if x is None else xp.take(x, xp.asarray(index), axis=-1)
+        at = lambda x: xp.asarray(index, device=device(x))
+        pick = lambda x: None if x is None else xp.take(x, at(x), axis=-1)
         t = self.cdf.table
         assert t is not None
         squares = None if t.squares is None else _each(pick, t.squares)
@@ -381,6 +382,17 @@ class CdfByContext:
 
 Cdf = RewardCdf | CdfByContext | Callable[..., RewardCdf]
 """A cdf, or a callable from the contexts to one."""
+
+
+def check_cdf(cdf: Any) -> None:
+    """Refuse what is no cdf of a reward, and say how to get one."""
+    if not (isinstance(cdf, RewardCdf) or callable(cdf)):
+        raise ValueError(
+            "the cdf of a reward is a RewardCdf, or a callable from the contexts to one, got "
+            f"{type(cdf).__name__}; get it with exact.reward_cdf(base, reward) where the outcomes "
+            "can be listed, with RewardCdf.estimate(rewards of draws of the base), or with "
+            "RewardCdf.continuous(formula)"
+        )
 
 
 def place_of(cdf: Any, reward: LogPotential, y: Any, contexts: tuple[Any, ...]) -> Place:

@@ -1,9 +1,10 @@
 """Combinators that multiply a base by a potential: tilt, condition, product."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from infer_align._numerics import Array, namespace
+from infer_align._numerics import Array
 from infer_align.targets._capabilities import check_provides
 from infer_align.targets._target import (
     LOG_DENSITY,
@@ -106,17 +107,22 @@ def extend(
         return add_potential(base.log_potential(y, *contexts), potential(y, *contexts), name)
 
     factors = (*(base.factors or (base.log_potential,)), potential)
-    se = _joint_se(base.log_potential_se, log_potential_se)
+    se = summed_se([(1.0, base.log_potential_se), (1.0, log_potential_se)])
     return Target(base.prior, both, f"{name}({base.name})", factors, log_potential_se=se)
 
 
-def _joint_se(one: LogPotential | None, other: LogPotential | None) -> LogPotential | None:
-    """Standard error of the sum of two independent estimates."""
-    if one is None or other is None:
-        return one or other
+def summed_se(parts: Sequence[tuple[float, LogPotential | None]]) -> LogPotential | None:
+    """Standard error of a sum of estimates (None: exact), each times a factor.
 
-    def both(y: Any, *contexts: Any) -> Array:
-        a, b = one(y, *contexts), other(y, *contexts)
-        return namespace(a, b).sqrt(a**2 + b**2)
+    The errors are added, the most that they come to: those of one estimate, a cdf for instance,
+    move together, as `assess` takes those of a target's outcomes to do.
+    """
+    estimated = [(abs(factor), spread) for factor, spread in parts if spread is not None]
+    if not estimated:
+        return None
 
-    return both
+    def total(y: Any, *contexts: Any) -> Array:
+        terms = [factor * spread(y, *contexts) for factor, spread in estimated]
+        return sum(terms[1:], terms[0])
+
+    return total

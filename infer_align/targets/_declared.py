@@ -92,14 +92,31 @@ def as_numbers(values: Array) -> Array:
 def as_moments(moments: Any) -> tuple[Moment, ...]:
     """Moments from a mapping name -> (feature, mean), or from a sequence of `Moment`."""
     if isinstance(moments, Mapping):
-        moments = [Moment(name, *pair) for name, pair in moments.items()]
-    found = tuple(Moment(*one) for one in moments)
+        moments = [(name, *_parts(pair, name)) for name, pair in moments.items()]
+    found = tuple(Moment(*_parts(one)) for one in moments)
     names = [one.name for one in found]
     if len(set(names)) < len(names):
         raise ValueError(f"each moment needs a name of its own, got {names}")
     for one in found:
         _finite_mean(one.name, one.mean)
     return found
+
+
+def _parts(given: Any, name: str | None = None) -> tuple[Any, ...]:
+    """Name, feature and mean of a moment, or the last two of a named one; what else is refused."""
+    needed = ("name", "feature", "mean")[0 if name is None else 1 :]
+    who = "a moment" if name is None else f"moment {name!r}"
+    if not isinstance(given, Sequence) or len(given) != len(needed):
+        raise ValueError(
+            f"{who} is given as ({', '.join(needed)}), got {given!r}; write "
+            '{"name": (feature, mean)}, or Moment(name, feature, mean)'
+        )
+    *_, feature, _ = given
+    if not callable(feature):
+        raise ValueError(
+            f"the feature of {who} is a function (y, *contexts) -> (n, *contexts), got {feature!r}"
+        )
+    return tuple(given)
 
 
 def _finite_mean(name: str, mean: Any) -> float:

@@ -1,5 +1,6 @@
 """Rewards made of several rewards."""
 
+import math
 from typing import Any
 
 from infer_align._numerics import Array, namespace
@@ -91,17 +92,17 @@ def uncertainty_weighted(*rewards: LogPotential, weight: float | int) -> LogPote
     *rewards : callable
         ``(y, *contexts) -> (n, *contexts)`` each.
     weight : float
-        λ, in units of 1/reward.
+        λ, finite, in units of 1/reward; below 0 it favours what the rewards disagree about.
 
     Returns
     -------
     callable
-        A reward, for `tilt`.
+        A reward, for `tilt`; ``-inf`` where any of them is.
 
     Raises
     ------
     ValueError
-        Without a reward.
+        Without a reward, or for a weight that is not finite.
 
     Examples
     --------
@@ -111,13 +112,21 @@ def uncertainty_weighted(*rewards: LogPotential, weight: float | int) -> LogPote
     array([0.5, 1. , 0.5])
     """
     _some(rewards)
+    if not math.isfinite(weight):
+        raise ValueError(
+            f"the weight of the variance must be a finite number, got {weight}; for the least of "
+            "the rewards take worst_case(...)"
+        )
 
     def reward(y: Any, *contexts: Any) -> Array:
         values = [one(y, *contexts) for one in rewards]
         xp = namespace(*values)
         stacked = xp.stack(values)
+        rejected = xp.any(stacked == -math.inf, axis=0)
+        stacked = xp.where(rejected, 0.0, stacked)  # -inf less -inf, their spread, is NaN
         mean = xp.mean(stacked, axis=0)
-        return mean - weight * xp.mean((stacked - mean) ** 2, axis=0)
+        lowered = mean - weight * xp.mean((stacked - mean) ** 2, axis=0)
+        return xp.where(rejected, -math.inf, lowered)
 
     return reward
 

@@ -73,7 +73,7 @@ def report(
         ess = 1 / (mass**2).sum(axis=0)
         pooled = 1 / float((points.context_mass**2 / ess).sum())
         if labels is not None:
-            pooled = min(pooled, _worth(solved, covariance))
+            pooled = min(pooled, worth(np.diag(solved.hessian), np.diag(covariance)))
         notes = notes_on(ess, pooled, units, ess_min)
     inside = solved.free.T @ solved.hessian @ solved.free
     inverse = solved.free @ np.linalg.pinv(inside, hermitian=True) @ solved.free.T
@@ -113,11 +113,10 @@ def clustered(influence: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndar
     return covariance, least
 
 
-def _worth(solved: Solved, covariance: np.ndarray) -> float:
-    """Independent draws that would give dependent ones' standard errors."""
-    variance, spent = np.diag(solved.hessian), np.diag(covariance)
-    noisy = spent > 0
-    return float((variance[noisy] / spent[noisy]).min(initial=math.inf))
+def worth(variance: np.ndarray, squared_errors: np.ndarray) -> float:
+    """Independent draws that would give dependent ones' standard errors of their means (K,)."""
+    noisy = squared_errors > 0
+    return float((variance[noisy] / squared_errors[noisy]).min(initial=math.inf))
 
 
 def notes_on(ess: np.ndarray, pooled: float, units: float, ess_min: float) -> list[str]:

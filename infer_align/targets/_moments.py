@@ -48,7 +48,8 @@ def moment_match(
         Feature: ``(y, *contexts) -> (n, *contexts)``, finite numbers or booleans. None: those that
         the base declares.
     multipliers : mapping from name to float, optional
-        λ, if it is known. None: the target is a declaration, whose density is not known.
+        λ, if it is known. None: the target is a declaration, whose density is not known, and
+        ``provides`` nothing until it is solved.
 
     Returns
     -------
@@ -58,7 +59,7 @@ def moment_match(
     ------
     ValueError
         Without moments; for a mean that is not finite, or multipliers of other names. When an
-        unsolved target's density is evaluated.
+        unsolved target's density is evaluated, or something is composed on top of it.
 
     Examples
     --------
@@ -77,6 +78,7 @@ def moment_match(
     if not found and not inner:
         raise ValueError('moment_match needs at least one moment: {"name": (feature, mean)}')
     target = _constrain(base, found, inner=inner) if found else base
+    target = replace(target, provides=frozenset())
     if multipliers is None:
         return target
     if not inner:
@@ -197,7 +199,7 @@ def exact_moments(
 
 def flat(x: np.ndarray) -> np.ndarray:
     """(n, *contexts) as (n, C)."""
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 def evaluate(
@@ -241,7 +243,12 @@ def as_points(name: str, sampled: Evaluated, context_weights: Any, outcomes: str
     log_weights = sampled.log_weights
     if np.isnan(log_weights).any() or (log_weights == math.inf).any():
         raise ValueError("log-weights must be numbers or -inf, got NaN or +inf")
-    top = log_weights.max(axis=0, initial=-math.inf)
+    if not len(log_weights):
+        raise ValueError(
+            f"the sample of target {name!r} is empty: its weights have shape "
+            f"{(0, *sampled.shape)}; draw at least one outcome a context"
+        )
+    top = log_weights.max(axis=0)
     if (top == -math.inf).any():
         raise ValueError(
             f"there are no {outcomes} of target {name!r} in {int((top == -math.inf).sum())} of "

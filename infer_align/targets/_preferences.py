@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import array_api_compat
 import numpy as np
+from array_api_compat import device
 
 from infer_align._numerics import Array, concrete, namespace
 from infer_align.targets._combinators import check_beta, extend
@@ -91,7 +91,7 @@ def preference_tilt(
                 f"opponents in contexts of shape {tuple(share.shape[1:])} against outcomes in "
                 f"{tuple(table.shape[2:])}; give opponents for the same contexts, in their order"
             )
-        return table, xp.asarray(p, dtype=table.dtype, device=array_api_compat.device(table))
+        return table, xp.asarray(p, dtype=table.dtype, device=device(table))
 
     def potential(y: Any, *contexts: Any) -> Array:
         table, p = wins(y, *contexts)
@@ -114,7 +114,7 @@ def _standard_error(table: Array, p: Array, cluster: np.ndarray | None) -> Array
     names = np.unique(cluster)
     total, k = 0.0, len(names)
     for name in names:
-        mine = xp.asarray(1.0 * (cluster == name), dtype=table.dtype)
+        mine = xp.asarray(1.0 * (cluster == name), dtype=table.dtype, device=device(table))
         mine = xp.reshape(mine, (1, *mine.shape, *(1,) * (table.ndim - 1 - mine.ndim)))
         total = total + xp.sum(influence * mine, axis=1) ** 2
     return xp.sqrt(total * (k / max(k - 1, 1)))
@@ -146,4 +146,5 @@ def _rows(outcomes: Any, index: Callable[[int], np.ndarray]) -> Any:
     if isinstance(outcomes, dict):
         return {site: _rows(y, index) for site, y in outcomes.items()}
     xp = namespace(outcomes)
-    return xp.take(outcomes, xp.asarray(index(outcomes.shape[0])), axis=0)
+    rows = xp.asarray(index(outcomes.shape[0]), device=device(outcomes))
+    return xp.take(outcomes, rows, axis=0)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from infer_align._numerics import Array, namespace
 from infer_align.targets._capabilities import check_provides
+from infer_align.targets._combinators import summed_se
 from infer_align.targets._target import LOG_DENSITY, HasLogProb, LogPotential, Target, add_potential
 
 
@@ -56,8 +57,7 @@ def temper(base: Any, power: float | int) -> Target:
         return add_potential(extra, scaled(parts.log_potential(y, *contexts), power), name)
 
     name = f"temper({parts.name})"
-    spread = parts.log_potential_se
-    se = None if spread is None else lambda y, *contexts: power * spread(y, *contexts)
+    se = summed_se([(float(power), parts.log_potential_se)])
     return Target(parts.prior, potential, name, (potential,), log_potential_se=se)
 
 
@@ -83,7 +83,8 @@ def geometric_mixture(
     Returns
     -------
     Target
-        An outcome that any reference of positive weight rejects has density 0.
+        An outcome that any reference of positive weight rejects has density 0. Its
+        ``log_potential_se`` is Σ w_i se_i of the references that are estimated.
 
     Raises
     ------
@@ -125,7 +126,8 @@ def geometric_mixture(
         return total
 
     name = f"geometric_mixture({', '.join(part.name for part in parts)})"
-    return Target(first.prior, potential, name, (potential,))
+    se = summed_se([(weight, part.log_potential_se) for part, weight in kept])
+    return Target(first.prior, potential, name, (potential,), log_potential_se=se)
 
 
 class _Parts(NamedTuple):

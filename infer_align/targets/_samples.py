@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
+from array_api_compat import device
 
 from infer_align._numerics import Array, concrete, namespace
 from infer_align.targets._target import HasLogProb, Target, first_site
@@ -74,6 +75,32 @@ class Empirical:
         if isinstance(self.outcomes, dict):
             return {site: pick(y) for site, y in self.outcomes.items()}
         return pick(self.outcomes)
+
+    def check_contexts(self, shape: tuple[int, ...]) -> None:
+        """Refuse a fit whose contexts are not those of the data.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Of the fit's contexts: the prompts, or the policy's batch shape.
+
+        Raises
+        ------
+        ValueError
+            If the outcomes are not (N, *shape, ...), or the weights have further contexts.
+        """
+        sites = self.outcomes if isinstance(self.outcomes, dict) else {"": self.outcomes}
+        weighted = self.probabilities.ndim - 1
+        for outcomes in sites.values():
+            found = tuple(outcomes.shape)
+            if found[1 : 1 + len(shape)] == tuple(shape) and weighted <= len(shape):
+                continue
+            raise ValueError(
+                f"{self.name!r} has outcomes of shape {found} with weights of shape "
+                f"{self.probabilities.shape}, and the fit has contexts of shape {tuple(shape)}; "
+                "give demonstrations for each prompt, in the prompts' order: (N, prompts, ...), or "
+                "(N, ...) where there are none"
+            )
 
     def log_prob(self, value: Any) -> NoReturn:
         """A data set has no density.
@@ -210,7 +237,8 @@ def _taken(y: Array, flat: np.ndarray, shape: tuple[int, ...], leading: int) -> 
     """Rows of y, its first ``leading`` axes flattened, in another shape."""
     xp = namespace(y)
     event = tuple(y.shape)[leading:]
-    rows = xp.take(xp.reshape(y, (-1, *event)), xp.asarray(flat), axis=0)
+    index = xp.asarray(flat, device=device(y))
+    rows = xp.take(xp.reshape(y, (-1, *event)), index, axis=0)
     return xp.reshape(rows, (*shape, *event))
 
 

@@ -39,6 +39,13 @@ class WeightedSample(NamedTuple):
         of an outcome count in proportion.
     method : str
         What drew it, with its choices.
+    log_target_se : array, shape (n, *contexts), optional
+        Standard error of log P(y) where the target's potential is an estimate.
+    total_variation : float or array, shape (*contexts)
+        How far the law of an outcome may still be from what the weights say, ½ Σ_y |difference|:
+        0 where they leave nothing, NaN where a method cannot tell.
+    log_bound : float or array, shape (*contexts), optional
+        log M where P/q ≤ M is known: what no accepted proposal says of Z rests on it.
 
     Examples
     --------
@@ -58,6 +65,9 @@ class WeightedSample(NamedTuple):
     evidence_cluster: Int[np.ndarray, "m *contexts"] | None = None
     calls: int = 0
     method: str = ""
+    log_target_se: Float[np.ndarray, "n *contexts"] | None = None
+    total_variation: float | Float[np.ndarray, "*contexts"] = 0.0
+    log_bound: float | Float[np.ndarray, "*contexts"] | None = None
 
     @property
     def log_z(self) -> Any:

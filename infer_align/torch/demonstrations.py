@@ -1,5 +1,6 @@
 """Batches that a fit draws from the target's own samples, in place of the policy."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from infer_align.estimators import Estimator
 from infer_align.targets import Empirical, Target, check_provides
 
 
-def fits_samples(target: Target, estimator: Estimator, proposal: Any) -> bool:
-    """Whether the estimator wants samples of the target; refuse a wrong pair or a proposal."""
+def fits_samples(
+    target: Target, estimator: Estimator, proposal: Any, prompts: Sequence[Any] | None
+) -> bool:
+    """Whether the estimator wants samples of the target; refuse what does not fit together."""
     check_provides(target, estimator.requires, estimator.name)
     from_target = "samples" in estimator.requires
     if from_target and proposal is not None:
@@ -19,6 +22,8 @@ def fits_samples(target: Target, estimator: Estimator, proposal: Any) -> bool:
             f"{estimator.name} draws from the target {target.name!r} and has no use for a "
             "proposal; leave proposal out, or use an off-policy objective such as f_dpg()"
         )
+    if from_target and isinstance(target.prior, Empirical):
+        target.prior.check_contexts(() if prompts is None else (len(prompts),))
     return from_target
 
 
@@ -33,12 +38,10 @@ def draw_data(
     """Outcomes (n, *contexts, ...) of a data set, for some of its contexts."""
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     axes = len(batch_shape)
-    first = next(iter(law.outcomes.values())) if isinstance(law.outcomes, dict) else law.outcomes
-    known = tuple(first.shape)[1 : 1 + axes]
-    if axes and (len(known) < axes or int(ids.max()) >= known[0]):
+    if axes and batch_shape != (len(ids),):
         raise ValueError(
-            f"{law.name!r} has outcomes of shape {tuple(first.shape)}, and the policy has contexts "
-            f"of shape {tuple(batch_shape)}; give demonstrations for each prompt, (N, prompts, ...)"
+            f"the policy has contexts of shape {batch_shape} for {len(ids)} prompts; "
+            "demonstrations need one a prompt"
         )
     outcomes = law.draw(n, np.random.default_rng(seed), context_axes=axes, contexts=ids.tolist())
     if isinstance(outcomes, dict):

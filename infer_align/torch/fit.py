@@ -141,7 +141,7 @@ def fit(
         if value < 1:
             raise ValueError(f"{what} must be at least 1, got {value}")
     bound, contexts = bind(target, prompts, columns)
-    from_target = fits_samples(bound, estimator, proposal)
+    from_target = fits_samples(bound, estimator, proposal, prompts)
     if prompts_per_step is not None and not 1 <= prompts_per_step <= len(contexts):
         raise ValueError(
             f"prompts_per_step must lie in 1 to {len(contexts)}, the number of prompts, got "

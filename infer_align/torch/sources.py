@@ -159,6 +159,25 @@ class TorchSource:
             [self._host(self._distribution.log_prob(y)) for y in _parts(outcomes)]
         )
 
+    @torch.no_grad()
+    def log_target_se(self, outcomes: Any) -> np.ndarray | None:
+        """Standard error of log P of outcomes, None unless the potential is an estimate.
+
+        Parameters
+        ----------
+        outcomes : tensor or dict of tensors, shape (n, *contexts, ...)
+
+        Returns
+        -------
+        array, shape (n, *contexts), or None
+            NumPy float64.
+        """
+        spread = self.target.log_potential_se
+        if spread is None:
+            return None
+        parts = [torch.as_tensor(spread(y, *self._arguments)) for y in _parts(outcomes)]
+        return np.concatenate([self._host(x) for x in parts])
+
     def tokens(self) -> TokenStream:
         """The proposal token by token.
 

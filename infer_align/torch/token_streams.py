@@ -2,8 +2,8 @@ r"""Next-token log-probabilities of a language model, for particle filters.
 
 All particles are rows of one batch, n × C of them: each distinct prompt is read once and its
 key-value cache copied to its rows, every token is one pass, and resampling reorders the cache.
-Prompts of unequal length are padded on the left, with explicit positions, as in
-`infer_align.torch.sampling`.
+Of a mixture every component runs, with a cache of its own. Prompts of unequal length are padded
+on the left, with explicit positions, as in `infer_align.torch.sampling`.
 """
 
 from typing import Any
@@ -12,36 +12,39 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from infer_align.samplers._mixture_stream import MixtureStream
 from infer_align.torch import sampling
 from infer_align.torch.continuations import Continuations
+from infer_align.torch.sources import Mixture
 
 __all__ = ["ContinuationStream", "token_stream"]
 
 
 def token_stream(
     distribution: Any, shape: tuple[int, ...] | None = None, *, hidden: bool = False
-) -> "ContinuationStream":
+) -> "ContinuationStream | MixtureStream":
     """The continuations of a `CausalLM`, one token after the other.
 
     Parameters
     ----------
-    distribution : Continuations
-        ``lm(prompts)``; the prompts' axes are flattened to one.
+    distribution : Continuations or Mixture
+        ``lm(prompts)``, or a `mixture` of such given its prompts; the prompts' axes are flattened
+        to one.
     shape : tuple of int, optional
         Of the contexts, to check.
     hidden : bool
-        Keep the last hidden states, for a twist head.
+        Keep the last hidden states, for a twist head; not of a mixture.
 
     Returns
     -------
-    ContinuationStream
+    ContinuationStream or MixtureStream
         A `TokenStream`.
 
     Raises
     ------
     ValueError
-        For any other distribution or other contexts, or a model with recurrent layers and prompts
-        of unequal length: padding would enter its state.
+        For any other distribution or other contexts, a mixture of different token sequences, or a
+        model with recurrent layers and prompts of unequal length: padding would enter its state.
 
     Examples
     --------
@@ -56,10 +59,19 @@ def token_stream(
     >>> tuple(stream.start(7).shape), tuple(stream.advance(torch.zeros(7, 2, dtype=int)).shape)
     ((7, 2, 5), (7, 2, 5))
     """
+    if isinstance(distribution, Mixture):
+        if hidden:
+            raise ValueError(
+                "a twist head reads the hidden states of one model, and this is a mixture of "
+                f"{len(distribution.components)}; give the stream of one of them"
+            )
+        streams = [token_stream(d, shape) for d in distribution.components]
+        return MixtureStream(streams, distribution.log_weights)
     if not isinstance(distribution, Continuations):
         raise ValueError(
             f"a {type(distribution).__name__} is not known here as a law of token sequences; "
-            "sequential Monte Carlo needs the continuations of a CausalLM, lm(prompts)"
+            "sequential Monte Carlo needs the continuations of a CausalLM, lm(prompts), or a "
+            "mixture of such"
         )
     if shape is not None and tuple(shape) != tuple(distribution.batch_shape):
         raise ValueError(

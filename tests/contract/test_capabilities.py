@@ -211,6 +211,30 @@ def test_data_of_contexts_and_of_some_prompts():
                        steps=1))  # fmt: skip
 
 
+SHAPES = {
+    "too many": ((6, 3), (2,)),
+    "too few": ((6, 1), (2,)),
+    "none": ((6,), (2,)),
+    "weights of contexts": ((6, 2), ()),
+}
+
+
+@pytest.mark.parametrize(("shape", "contexts"), SHAPES.values(), ids=SHAPES)
+def test_data_of_other_contexts_are_refused_as_the_fit_starts(shape, contexts):
+    """In both libraries: data of three prompts do not fit two, nor weights of two a fit of none."""
+    outcomes, weights = np.zeros(shape, dtype=int), np.ones(shape)
+    mle = estimators.maximum_likelihood()
+    said = r"'demonstrations' has outcomes of shape .* give demonstrations for each prompt"
+    prompts = list(range(contexts[0])) if contexts else None
+    with pytest.raises(ValueError, match=said):
+        torch_fit(Softmax(), targets.demonstrations(torch.as_tensor(outcomes), weights), mle,
+                  prompts=prompts)  # fmt: skip
+    policy = lambda params: ndist.Categorical(logits=jnp.zeros((*contexts, 3)) + params)
+    with pytest.raises(ValueError, match=said):
+        jax_fit(jax.random.key(0), policy, jnp.zeros(3),
+                targets.demonstrations(jnp.asarray(outcomes), weights), mle)  # fmt: skip
+
+
 def test_a_resumed_fit_of_data_goes_on_as_before():
     """The draws of the data follow the generators of the state."""
     mle, data = estimators.maximum_likelihood(), TORCH["demonstrations"]

@@ -1,13 +1,17 @@
 """Token streams of NumPyro policies: their steps add up to log_prob, whatever was resampled."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from infer_align.jax import hidden_markov, markov, memoryless, target
+from infer_align import tilt
+from infer_align.jax import hidden_markov, markov, memoryless, mixture, source, target
 from infer_align.jax.token_streams import token_stream
+from infer_align.samplers import local_metropolis, prefix_twist, smc
+from tests.sources import ExactTwist, TableSource, chi_square_p, sequences
 
 C, V, T, H, N = 3, 4, 5, 2, 6
 
@@ -17,6 +21,13 @@ def policies():
     r = lambda *shape: jnp.asarray(rng.normal(size=shape))
     chain = {"initial": r(C, V), "transition": r(C, V, V)}
     hidden = {"initial": r(C, H), "transition": r(C, H, H), "emission": r(C, H, V)}
+    ending = [markov({"initial": r(C, V), "transition": r(C, V, V)}, length=T, eos=(1, 2), pad=-1),
+              memoryless(r(C, V), length=T, eos=(1, 2), pad=-1)]  # fmt: skip
+    # Each excludes a token, so that each is ruled out by some prefixes, and both by others.
+    hard = lambda k, *shape: r(*shape).at[..., k].set(-jnp.inf)
+    without = [markov({"initial": hard(k, C, V), "transition": hard(k, C, V, V)}, length=T)
+               for k in (0, 3)]  # fmt: skip
+    either = mixture(without, [1.0, 2.0])
     return {
         "memoryless": memoryless(r(C, V), length=T),
         "memoryless_eos": memoryless(r(C, V), length=T, eos=1, pad=-1),
@@ -27,6 +38,10 @@ def policies():
         "bernoulli": dist.Bernoulli(logits=r(C, T)).to_event(1),
         "one_context": markov({"initial": r(V), "transition": r(V, V)}, length=T, eos=0),
         "two_axes": memoryless(r(2, 3, V), length=T, eos=0),
+        "mixture": mixture([memoryless(r(C, V), length=T), markov(chain, length=T)], [0.2, 0.8]),
+        "mixture_eos": mixture(ending, [0.7, 0.3]),
+        "mixture_hard": either,
+        "nested": mixture([either, hidden_markov(hidden, length=T)], [0.6, 0.4]),
     }
 
 
@@ -66,6 +81,81 @@ def test_steps_add_up_to_the_log_probability_of_the_sequence(name):
         y = jnp.asarray(tokens.reshape(N, *policy.batch_shape, T))
         log_prob = np.asarray(policy.log_prob(y)).reshape(N, contexts)
         assert np.allclose(total, log_prob, atol=1e-4 if log_prob.dtype == np.float32 else 1e-10)
+
+
+@pytest.mark.parametrize("name", ["mixture_eos", "mixture_hard", "nested"])
+def test_a_mixture_streams_all_its_sequences(name):
+    """What the steps give to every sequence is the mixture's log-probability, and sums to one."""
+    policy = policies()[name]
+    stream = token_stream(policy, (C,))
+    y = np.repeat(sequences(V, T, eos=stream.eos, pad=stream.pad)[:, None], C, axis=1)
+    steps, alive = [stream.start(len(y))], ~np.isin(y, stream.eos)
+    steps += [stream.advance(jnp.asarray(y[..., t])) for t in range(T - 1)]
+    known = np.clip(y, 0, V - 1)[..., None]
+    picked = np.take_along_axis(np.stack(steps, axis=2), known, axis=-1)[..., 0]
+    first = np.cumprod(np.concatenate([np.ones((len(y), C, 1)), alive[..., :-1]], axis=-1), axis=-1)
+    total = np.where(first > 0, picked, 0.0).sum(-1)
+    np.testing.assert_allclose(total, policy.log_prob(jnp.asarray(y)), rtol=1e-9)
+    np.testing.assert_allclose(np.exp(total).sum(axis=0), 1.0, rtol=1e-9)
+
+
+def proposed(contexts):
+    """A chain that may end, tilted and constrained; proposed are a policy and the prior."""
+    repeat = lambda x: jnp.broadcast_to(jnp.log(jnp.array(x)), (contexts, *np.shape(x)))
+    transition = repeat([[0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.35, 0.25, 0.4]])
+    chain = {"initial": repeat([0.5, 0.3, 0.2]), "transition": transition}
+    prior = markov(chain, length=4, eos=2, pad=2)
+    policy = memoryless(repeat([0.3, 0.6, 0.1]), length=4, eos=2, pad=2)
+    ones = lambda y: (y == 1).sum(-1)
+    reward = lambda y: jnp.where(ones(y) > 0, 0.8 * (y == 0).sum(-1) - 0.4 * ones(y), -jnp.inf)
+    both, declared = mixture([policy, prior], [0.6, 0.4]), tilt(prior, reward, 1.0)
+    y = sequences(3, 4, eos=(2,), pad=2)
+    wide = jnp.repeat(jnp.asarray(y)[:, None], contexts, axis=1)
+    log_q, log_p = np.asarray(both.log_prob(wide)), np.asarray(declared.log_density(wide))
+    table = TableSource(y, log_q[:, :1], log_p[:, :1], vocabulary=3, eos=(2,), pad=2)
+    return source(jax.random.key(3), declared, both), table
+
+
+@pytest.mark.parametrize("twisted", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_filters_over_a_mixture_are_unbiased(twisted):
+    """Every context is a replication: the mean of Ẑ, and of the mass on each outcome."""
+    s, table = proposed(1500)
+    guess = prefix_twist(lambda prefix: 0.7 * (prefix == 0).sum(-1) + 0.5 * (prefix == 1).any(-1))
+    sample = smc(s, 6, twist=guess if twisted else None, ess_threshold=0.9)
+    mass = np.zeros((1500, len(table.p)))
+    for index, log_w in zip(table.index(sample.outcomes), sample.log_weights, strict=True):
+        np.add.at(mass, (np.arange(1500), index), np.exp(log_w) / 6)
+    z = mass.sum(axis=1)
+    assert abs(z.mean() - np.exp(table.log_z[0])) < 5 * z.std() / np.sqrt(1500)
+    seen = (mass > 0).sum(axis=0) >= 30  # else its spread is not known
+    error = np.abs(mass.mean(axis=0) - np.exp(table.log_p[:, 0]))[seen]
+    assert seen.sum() > 10
+    assert np.all(error < 5 * mass.std(axis=0)[seen] / np.sqrt(1500))
+
+
+@pytest.mark.slow
+def test_samplers_over_a_mixture_draw_the_target():
+    """A filter whose twist is exact, and local moves, whose ends the mixture draws."""
+    s, table = proposed(1)
+    exact = smc(s, 5000, twist=ExactTwist(table))
+    np.testing.assert_allclose(exact.log_weights, table.log_z[0], atol=1e-9)
+    chains = local_metropolis(s, 3000, 25)
+    for sample in (exact, chains):
+        counts = np.bincount(table.index(sample.outcomes)[:, 0], minlength=len(table.p))
+        assert chi_square_p(counts, table.p[:, 0]) > 1e-5
+
+
+def test_components_of_other_sequences_are_refused():
+    first = memoryless(jnp.zeros(3), length=4, eos=2, pad=0)
+    others = {"length": memoryless(jnp.zeros(3), length=5, eos=2, pad=0),
+              "vocabulary_size": memoryless(jnp.zeros(4), length=4, eos=2, pad=0),
+              "eos": memoryless(jnp.zeros(3), length=4, eos=1, pad=0),
+              "pad": memoryless(jnp.zeros(3), length=4, eos=2, pad=1)}  # fmt: skip
+    for what, other in others.items():
+        with pytest.raises(ValueError, match=f"the same {what}; component 0 has .* component 2"):
+            token_stream(mixture([first, first, other], [1.0, 1.0, 1.0]))
+    with pytest.raises(ValueError, match="not known here"):
+        token_stream(mixture([dist.Normal(0.0, 1.0), dist.Normal(1.0, 1.0)], [0.5, 0.5]))
 
 
 def test_a_program_is_read_at_every_context():

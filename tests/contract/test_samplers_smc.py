@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from infer_align.samplers import (
     conditional_importance,
@@ -17,7 +19,7 @@ from infer_align.samplers import (
     stratified,
     systematic,
 )
-from tests.sources import INF, abab, chi_square_p, log, logsumexp, markov, memoryless
+from tests.sources import INF, ExactTwist, abab, chi_square_p, log, markov, memoryless
 
 SCHEMES = [multinomial, stratified, systematic, residual]
 INITIAL = np.array([0.5, 0.3, 0.2])
@@ -52,35 +54,11 @@ def ahead(prefix):
     return 0.8 * ((prefix == 0).sum(-1)[..., None] + (letters == 0)) + np.where(seen, 0.5, -0.5)
 
 
-class Exact:
-    """The look-ahead functions of a table, by summing over what begins alike."""
-
-    def __init__(self, source, column=0):
-        self.source = source
-        flat = lambda x: x.reshape(len(x), -1)[:, column]
-        self.p, self.q = flat(source.log_p), flat(source.log_q)
-
-    def next_log_psi(self, prefix):
-        y, t = self.source.outcomes, prefix.shape[-1]
-        end = np.isin(y, self.source.eos)
-        alive = (end.cumsum(-1) - end == 0)[:, t]
-        table = np.full((3,) * (t + 1), -INF)
-        for head in itertools.product(range(3), repeat=t + 1):
-            same = (y[:, : t + 1] == head).all(-1) & alive
-            if same.any():
-                table[head] = logsumexp(self.p[same]) - logsumexp(self.q[same])
-        return (
-            table[tuple(np.moveaxis(prefix, -1, 0))]
-            if t
-            else np.broadcast_to(table, (*prefix.shape[:-1], 3))
-        )
-
-
 TWISTS = {
     "none": lambda source: None,
     "prefix": lambda source: prefix_twist(partial),
     "next": lambda source: next_twist(ahead),
-    "exact": Exact,
+    "exact": ExactTwist,
 }
 
 
@@ -190,7 +168,7 @@ def test_importance_from_exact_draws_has_the_mean_of_one_over_z():
 @pytest.mark.parametrize("eos", [(), (2,)])
 def test_the_exact_twist_draws_from_the_target(eos):
     source = abab(seed=5, eos=eos)
-    sample = smc(source, 20_000, twist=Exact(source))
+    sample = smc(source, 20_000, twist=ExactTwist(source))
     assert np.allclose(sample.log_weights, source.log_z, atol=1e-12)
     assert len(np.unique(sample.cluster)) == 20_000
     counts = np.bincount(source.index(sample.outcomes), minlength=len(source.outcomes))
@@ -199,7 +177,7 @@ def test_the_exact_twist_draws_from_the_target(eos):
 
 def test_resampling_leaves_exact_weights_equal():
     source = abab(seed=5)
-    sample = smc(source, 200, twist=Exact(source), scheme=multinomial, ess_threshold=1)
+    sample = smc(source, 200, twist=ExactTwist(source), scheme=multinomial, ess_threshold=1)
     assert np.allclose(sample.log_weights, source.log_z, atol=1e-12)
     assert len(np.unique(sample.cluster)) < 200
 
@@ -260,6 +238,65 @@ def test_a_context_without_an_accepted_outcome_has_no_mass(twist):
     assert np.all(sample.probabilities[:, 1] == 0)
     if twist != "next":
         assert abs(sample.log_z[0] - math.log(0.3)) < 0.8
+
+
+entry = st.one_of(st.just(-INF), st.floats(-2.0, 1.0))
+potentials = st.lists(st.tuples(entry, entry), min_size=15, max_size=15).map(np.array)
+LOOKAHEAD = {
+    "none": lambda ahead: None,
+    "next": lambda ahead: ahead,
+    "prefix": lambda ahead: prefix_twist(
+        lambda p: np.take_along_axis(ahead.next_log_psi(p[..., :-1]), p[..., -1:], axis=-1)[..., 0]
+    ),
+    "everywhere": lambda ahead: prefix_twist(lambda p: np.full(p.shape[:2], -INF)),
+    "middle": lambda ahead: next_twist(
+        lambda p: np.full((*p.shape[:2], 3), -INF if p.shape[-1] == 1 else 0.0)
+    ),
+}
+"""Of an exact look-ahead, which is −inf where nothing is accepted; and twists that end it all."""
+
+
+def hard(phi, seed):
+    """Sequences that may end, one transition impossible, and any potentials, in two contexts."""
+    transition = np.array([[0.6, 0.2, 0.2], [0.0, 0.7, 0.3], [0.3, 0.3, 0.4]])
+    chain = np.stack([INITIAL] * 2), np.stack([transition] * 2)
+    return markov(*chain, 3, lambda y: phi[: len(y)], eos=(2,), pad=0, seed=seed)
+
+
+@pytest.mark.parametrize("twist", LOOKAHEAD)
+@given(phi=potentials, seed=st.integers(0, 99), threshold=st.sampled_from([0, 0.5, 1]))
+@settings(max_examples=25, deadline=None)
+def test_no_filter_gives_nan_whatever_is_rejected(twist, phi, seed, threshold):
+    """Any outcomes rejected, all of them too, and twists that are −inf after any prefix."""
+    source = hard(phi, seed)
+    known = LOOKAHEAD[twist](ExactTwist(source))
+    sample = smc(source, 4, twist=known, ess_threshold=threshold)
+    for x in (sample.log_weights, sample.log_target, sample.probabilities, sample.log_z):
+        assert not np.any(np.isnan(x))
+        assert not np.any(x == INF)
+    assert np.all(sample.log_weights[:, source.log_z == -INF] == -INF)
+    if twist == "everywhere":
+        assert np.all(sample.log_z == -INF)
+    assert np.all(sample.log_target[sample.log_weights > -INF] > -INF)
+
+
+@pytest.mark.parametrize("how", ["importance", "none", "next", "prefix"])
+@given(phi=potentials, seed=st.integers(0, 99), threshold=st.sampled_from([0, 0.5, 1]))
+@settings(max_examples=25, deadline=None)
+def test_no_estimate_from_an_exact_draw_is_nan(how, phi, seed, threshold):
+    """A finite log Ẑ from an outcome that the target accepts; from any other a refusal."""
+    source = hard(phi, seed)
+    best = source.outcomes[source.log_p.argmax(axis=0)][None]
+    if how == "importance":
+        estimate = lambda: conditional_importance(source, best, 4)
+    else:
+        known = LOOKAHEAD[how](ExactTwist(source))
+        estimate = lambda: conditional_smc(source, best, 4, twist=known, ess_threshold=threshold)
+    if np.all(source.log_z > -INF):
+        assert np.all(np.isfinite(estimate()))
+    else:
+        with pytest.raises(ValueError, match="excludes"):
+            estimate()
 
 
 @pytest.mark.parametrize("twist", ["none", "prefix", "next"])

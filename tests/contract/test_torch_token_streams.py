@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from infer_align import exact, tilt
-from infer_align.samplers import next_twist, smc
-from infer_align.torch import source
+from infer_align.samplers import local_metropolis, next_twist, prefix_twist, smc
+from infer_align.torch import mixture, source
 from infer_align.torch.token_streams import token_stream
 from infer_align.torch.twists import fit_twist, head_twist
 from tests import lm_zoo
+from tests.sources import ExactTwist, TableSource, chi_square_p
 
 N = 5
 
@@ -77,6 +78,64 @@ def exact_log_z(target):
     return target.log_density(y).logsumexp(0).numpy()
 
 
+def policy_and_prior():
+    """A policy with an adapter on the prior's own network, and the mixture of both."""
+    lm = lm_zoo.tiny_lm()
+    policy = lm.trainable(lora=2)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.3)
+    return lm, mixture([policy, lm], [0.6, 0.4])
+
+
+def test_a_mixture_of_policy_and_prior_streams_all_its_outcomes():
+    """Each component with its own cache: the steps are the mixture's log-probability."""
+    _, both = policy_and_prior()
+    both, y = both(lm_zoo.PROMPTS), lm_zoo.all_outcomes()[:, None].expand(-1, 3, -1)
+    stream = token_stream(both, (3,))
+    laws, total, alive = stream.start(len(y)), 0.0, torch.ones(y.shape[:2], dtype=bool)
+    for t in range(stream.length):
+        picked = laws.gather(-1, y[..., t : t + 1])[..., 0]
+        total, alive = total + torch.where(alive, picked, 0.0), alive & (y[..., t] != lm_zoo.EOS)
+        laws = stream.advance(y[..., t]) if t + 1 < stream.length else laws
+    with torch.no_grad():
+        np.testing.assert_allclose(total, both.log_prob(y), rtol=1e-9)
+    np.testing.assert_allclose(total.exp().sum(0), 1.0)
+
+
+def test_a_mixture_follows_the_resampling():
+    """After it every row goes on from the weights and the caches of its ancestor."""
+    _, both = policy_and_prior()
+    stream, rng = token_stream(both(lm_zoo.PROMPTS)), np.random.default_rng(0)
+    tokens, ancestors = torch.as_tensor(rng.integers(0, 4, (2, N, 3))), rng.integers(0, N, (N, 3))
+    stream.start(N)
+    stream.advance(tokens[0])
+    got = stream.advance(tokens[1], ancestors)
+    stream.start(N)
+    stream.advance(tokens[0].gather(0, torch.as_tensor(ancestors)))
+    np.testing.assert_allclose(got, stream.advance(tokens[1]), rtol=1e-9)
+
+
+def test_samplers_over_a_mixture_have_the_target():
+    """The mean of Ẑ over contexts that are alike; χ² of a filter with an exact twist, and of local
+    moves."""
+    lm, both = policy_and_prior()
+    target, y = tilt(lm, lambda y, prompts: reward(y), 1.0), lm_zoo.all_outcomes()
+    one = source(target, both, prompts=lm_zoo.PROMPTS[:1], seed=1)
+    log_q, log_p = (f(y[:, None]) for f in (one.log_proposal, one.log_target))
+    eos = (lm_zoo.EOS,)
+    table = TableSource(y.numpy(), log_q, log_p, vocabulary=lm_zoo.VOCAB, eos=eos, pad=eos[0])
+    filtered = smc(one, 1500, twist=ExactTwist(table))
+    np.testing.assert_allclose(filtered.log_weights, table.log_z[0], atol=1e-9)
+    for sample in (filtered, local_metropolis(one, 300, 40)):
+        counts = np.bincount(table.index(sample.outcomes)[:, 0], minlength=len(table.p))
+        assert chi_square_p(counts, table.p[:, 0]) > 1e-5
+    many = source(target, both, prompts=lm_zoo.PROMPTS[:1] * 600, seed=2)
+    guess = prefix_twist(lambda prefix: 1.0 * (prefix == 3).sum(-1))
+    z = np.exp(smc(many, 5, twist=guess, ess_threshold=0.9).log_z)
+    assert abs(z.mean() - np.exp(table.log_z[0])) < 5 * z.std() / np.sqrt(600)
+
+
 def test_a_filter_over_a_language_model_finds_its_target():
     lm = lm_zoo.tiny_lm()
     prompts = lm(lm_zoo.PROMPTS)
@@ -127,6 +186,11 @@ def test_what_does_not_fit_is_refused():
     lm = lm_zoo.tiny_lm()
     with pytest.raises(ValueError, match="the same prompts"):
         token_stream(lm(lm_zoo.PROMPTS), (2,))
+    shorter = lm_zoo.tiny_lm(max_new_tokens=3)
+    with pytest.raises(ValueError, match=r"the same length; component 0 has 4 and component 1 has"):
+        source(tilt(lm, lambda y: reward(y), 1.0), mixture([lm(), shorter()], [1.0, 1.0])).tokens()
+    with pytest.raises(ValueError, match="hidden states of one model"):
+        token_stream(mixture([lm, lm], [1.0, 1.0])(lm_zoo.PROMPTS), hidden=True)
     prompts = lm([[1]])
     twist = head_twist(token_stream(prompts))
     with pytest.raises(ValueError, match="hidden=True"):

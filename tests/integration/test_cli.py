@@ -178,7 +178,13 @@ def test_a_run_is_not_overwritten_unasked(work: Path) -> None:
     assert (work / "other" / "thesis.txt").is_file()
 
 
-@pytest.mark.parametrize("kind", [("--lora", 2), ("--full",)], ids=["adapter", "full"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(("--lora", 2), id="adapter"),
+        pytest.param(("--full",), id="full", marks=pytest.mark.slow),
+    ],
+)
 def test_resumed_run_is_the_uninterrupted_one(work: Path, kind: tuple[str, ...]) -> None:
     """The reward breaks in step 4; the checkpoint of step 2 goes on, to equal numbers."""
     options = (

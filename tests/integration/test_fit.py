@@ -84,7 +84,9 @@ def last(steps: Iterator[Step]) -> Step:
 # The main job, against exact numbers
 
 
-@pytest.mark.parametrize("divergence", [JS, FORWARD, REVERSE], ids=repr)
+@pytest.mark.parametrize(
+    "divergence", [JS, pytest.param(FORWARD, marks=pytest.mark.slow), REVERSE], ids=repr
+)
 def test_f_dpg_reaches_the_target(divergence: FDivergence) -> None:
     lm = TINY.model()
     goal, policy = TINY.target(lm), lm.trainable()

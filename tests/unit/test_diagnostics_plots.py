@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from infer_align import diagnostics
+from infer_align import WeightedSample, diagnostics
 from infer_align.diagnostics import Estimate, FrontierPoint, by_position
 from infer_align.estimators import LogWeights
 
@@ -157,6 +157,26 @@ def test_pairs_are_a_grid_of_the_features() -> None:
     off = diagnostics.assess(LogWeights(log_q, log_q, log_q), features={"x": log_q})
     with pytest.raises(ValueError, match="without a proposal"):
         diagnostics.plot_ranks(off, axes())
+
+
+def test_a_weighted_sample_is_drawn_as_the_target_alone() -> None:
+    """A tree of `assess_sample` has no draws of a policy: no bars of one, and no ranks."""
+    log_w = np.random.default_rng(3).normal(size=300)
+    features = {"x": log_w, "sign": np.sign(log_w)}
+    sample = WeightedSample(log_w, log_w, log_w, evidence=log_w)
+    for log_policy in (None, log_w):
+        tree = diagnostics.assess_sample(sample, features=features, log_policy=log_policy)
+        figure = Figure(figsize=(5, 5), layout="constrained")
+        FigureCanvasAgg(figure)
+        diagnostics.plot_pairs(tree, figure)
+        (bars,) = figure.axes[3].containers
+        assert sum(bar.get_height() for bar in bars) == pytest.approx(1.0)
+        assert len(figure.axes[2].collections) == 1
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["target"]
+        figure.canvas.draw()
+        with pytest.raises(ValueError, match="with assess of the policy, without a proposal"):
+            diagnostics.plot_ranks(tree, axes())
 
 
 def test_frontier_has_its_curve_and_its_bars() -> None:

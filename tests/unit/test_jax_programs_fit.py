@@ -49,7 +49,10 @@ def test_autoguides_fit_existing_models_as_they_are(make, names):
             assert np.all(value > 0)
 
 
-@pytest.mark.parametrize("make", [autoguide.AutoIAFNormal, autoguide.AutoBNAFNormal])
+@pytest.mark.parametrize(
+    "make",
+    [autoguide.AutoIAFNormal, pytest.param(autoguide.AutoBNAFNormal, marks=pytest.mark.slow)],
+)
 def test_flows_whose_parameters_are_trees_of_networks_are_fitted(make):
     """Neither is inverted: the second cannot be."""
     guide = make(model)

@@ -1,5 +1,6 @@
 """Best-of-n and its relatives as targets: exact identities, estimated cdfs and their errors."""
 
+import inspect
 import itertools
 import math
 
@@ -484,6 +485,16 @@ def test_near_ties_merge_and_far_rewards_do_not():
         (lambda c: c.at(np.array([math.nan])), "1 of 1 rewards are NaN"),
         (lambda c: RewardCdf.estimate(np.stack([R, R], 1)).at(R), "for a cdf of contexts"),
         (lambda c: c.for_contexts(["a"]), "1 labels for a cdf of contexts"),
+        # Unwrapped, as users have them: the tests check types before.
+        (
+            lambda c: inspect.unwrap(best_of_n)(None, lambda y: y, 2, None),
+            r"got NoneType; get it with exact.reward_cdf\(",
+        ),
+        (
+            lambda c: inspect.unwrap(soft_best_of_n)(None, lambda y: y, 2, 1.0, R),
+            r"one, got ndarray; .* RewardCdf.estimate\(rewards of draws",
+        ),
+        (lambda c: inspect.unwrap(quantile)(lambda y: y, None), "cdf of a reward is a RewardCdf"),
         (
             lambda c: RewardCdf.estimate(np.stack([R, R], 1)).for_contexts("ab")(["z"]),
             "'z' is none of them",

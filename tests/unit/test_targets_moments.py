@@ -1,6 +1,8 @@
 """Moment constraints and KL budgets on samples: the dual, its standard errors, its refusals."""
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from scipy.optimize import minimize
 
 import infer_align as ia
 from infer_align import WeightedSample, exact, match_moments, moment_match, solve_moments, tilt
-from infer_align.targets import Moment, kl_budget, unconstrained
+from infer_align.targets import Moment, check_provides, kl_budget, temper, unconstrained
 
 N = 12
 RNG = np.random.default_rng(0)
@@ -312,8 +314,6 @@ def test_declarations_refuse_what_is_not_said() -> None:
     sample = drawn(np.random.default_rng(10), 50)
     with pytest.raises(ValueError, match="declares no moments"):
         solve_moments(tilt(Categorical(P), lambda y: V[y], 1.0), sample)
-    with pytest.raises(ValueError, match="solve the inner target first"):
-        solve_moments(tilt(TARGET, lambda y: V[y], 1.0), sample)
     with pytest.raises(ValueError, match="have multipliers already"):
         solve_moments(exact.match_moments(TARGET).target, sample)
     wide = moment_match(Categorical(P), {"v": (lambda y: np.stack([y, y], -1), 1.0)})
@@ -323,6 +323,86 @@ def test_declarations_refuse_what_is_not_said() -> None:
         solve_moments(moment_match(Categorical(P), {"v": (lambda y: y - math.inf, 1.0)}), sample)
     with pytest.raises(RuntimeError, match="outside a target's program"):
         ia.moment("a", np.ones(2), 0.5)
+    unchecked = inspect.unwrap(moment_match)  # as users have it: the tests check types before it
+    with pytest.raises(ValueError, match=r"moment 'a' is given as \(feature, mean\), got 0.5"):
+        unchecked(Categorical(P), {"a": 0.5})
+    with pytest.raises(ValueError, match="feature of moment 'a' is a function"):
+        unchecked(Categorical(P), {"a": (0.5, lambda y: A[y])})
+    with pytest.raises(ValueError, match=r"a moment is given as \(name, feature, mean\)"):
+        unchecked(Categorical(P), [("a", 0.5)])
+
+
+def test_an_unsolved_target_provides_nothing() -> None:
+    """Whoever needs a density refuses it before anything is drawn, and says how to solve it."""
+    again = moment_match(moment_match(Categorical(P), {"a": FEATURES["a"]}), {"b": FEATURES["b"]})
+    composed: list[Callable[[ia.Target], Any]] = [
+        lambda t: tilt(t, lambda y: V[y], 1.0),
+        lambda t: ia.product(Categorical(P), t),
+        lambda t: temper(t, 2.0),
+        lambda t: check_provides(t, frozenset({"samples"}), "maximum_likelihood"),
+    ]
+    for target in (TARGET, again, moment_match(TARGET)):
+        assert target.provides == frozenset()
+        for compose in composed:
+            said = r"provides nothing: the multipliers .* exact.match_moments\(target\), solve_mom"
+            with pytest.raises(ValueError, match=said):
+                compose(target)
+        assert unconstrained(target).provides == {"log_density"}
+        solved = exact.match_moments(target).target
+        assert solved.provides == {"log_density"}
+        tilt(solved, lambda y: V[y], 1.0)
+    given = moment_match(Categorical(P), {"a": FEATURES["a"]}, multipliers={"a": 0.3})
+    assert given.provides == {"log_density"}
+
+
+def test_moments_under_a_tilt_of_a_program_are_refused() -> None:
+    """Whether a program declares moments is known when it runs; the refusal comes then."""
+
+    def program() -> None:
+        y = pyro.sample("y", pdist.Categorical(torch.as_tensor(P)))
+        ia.moment("v", torch.as_tensor(V)[y], 0.2)
+
+    tilted = tilt(ia.torch.target(program), lambda y: 1.0 * y, 1.0)
+    sample = WeightedSample(torch.arange(N), np.log(P), np.log(P))
+    with pytest.raises(ValueError, match="solve the inner target first"):
+        solve_moments(tilted, sample)
+    assert solve_moments(ia.torch.target(program), sample).achieved["v"] == pytest.approx(0.2)
+
+
+def test_an_empty_sample_is_refused() -> None:
+    """By the solution of moments and by that of a budget, alone and in contexts."""
+    for shape in ((0,), (0, 2)):
+        nothing = np.zeros(shape)
+        sample = WeightedSample(nothing.astype(int), nothing, nothing)
+        with pytest.raises(ValueError, match=r"sample of .* is empty: its weights have shape \(0,"):
+            solve_moments(TARGET, sample)
+        with pytest.raises(ValueError, match=r"sample of .* is empty"):
+            kl_budget(Categorical(P), lambda y: V[y], 0.1, sample)
+
+
+def test_dependent_draws_of_a_budget_are_worth_their_chains() -> None:
+    """Chains that never move: as many draws as chains, as of a moment; alone, the Kish number."""
+    y = np.repeat(np.random.default_rng(13).choice(N, 12, p=P), 100)
+    sample = WeightedSample(y, np.zeros(1200), np.zeros(1200))
+    alone = kl_budget(Categorical(P), lambda y: V[y], 0.1, sample)
+    chains = sample._replace(cluster=np.arange(1200) // 100)
+    found = kl_budget(Categorical(P), lambda y: V[y], 0.1, chains)
+    assert alone.reliable
+    assert not found.reliable
+    assert "effective sample size" in found.notes[0]
+    same = moment_match(Categorical(P), {"v": (lambda y: V[y], found.reward)})
+    assert found.ess_pooled == pytest.approx(solve_moments(same, chains).ess_pooled)
+    assert found.ess_pooled < 0.05 * alone.ess_pooled
+    apart = kl_budget(Categorical(P), lambda y: V[y], 0.1, sample._replace(cluster=np.arange(1200)))
+    assert apart.ess_pooled == pytest.approx(alone.ess_pooled)
+
+
+@pytest.mark.parametrize("reward", [lambda y: 0.0 * y + 2.0, lambda y: V[y]], ids=["one", "alone"])
+def test_a_reward_that_does_not_vary_buys_nothing(reward: Any) -> None:
+    """A constant one, or that of a single draw: no KL can be spent, and the refusal says why."""
+    sample = drawn(np.random.default_rng(14), 1 if reward(np.array([0])) != 2.0 else 50)
+    with pytest.raises(ValueError, match="in no context does the reward vary among the accepted"):
+        kl_budget(Categorical(P), reward, 0.1, sample)
 
 
 def test_moments_of_a_moment_match_are_solved_together() -> None:

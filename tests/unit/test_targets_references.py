@@ -148,6 +148,33 @@ WINS = 1 / (1 + np.exp(REWARD[None, :] - 2 * B[:, None] + 2 * B[None, :] - REWAR
 
 
 @XP
+def test_an_ensemble_rejects_what_a_member_rejects(xp):
+    """-inf, and no NaN, whatever the weight of the variance."""
+    one, other = np.array([0.0, -math.inf, 1.0, -math.inf]), np.array([1.0, 2.0, 2.0, -math.inf])
+    members = [lambda y: xp.asarray(one)[y], lambda y: xp.asarray(other)[y]]
+    y = xp.asarray(Y)
+    for weight in (0.5, 0.0, -1.0):
+        got = np.asarray(uncertainty_weighted(*members, weight=weight)(y))
+        want = np.array([0.5 - weight / 4, -math.inf, 1.5 - weight / 4, -math.inf])
+        np.testing.assert_allclose(got, want)
+    for combine in (mean_reward, worst_case):
+        assert (np.isneginf(np.asarray(combine(*members)(y))) == np.isneginf(want)).all()
+
+
+def test_rows_are_chosen_on_the_device_of_the_outcomes():
+    """On torch's meta device, which takes no index of another one, as a GPU does not."""
+    y = torch.zeros(5, 2, dtype=torch.long, device="meta")
+    drawn = demonstrations(y).prior.draw(7, np.random.default_rng(0))
+    assert (drawn.device.type, tuple(drawn.shape)) == ("meta", (7, 2))
+    names = np.array([0, 0, 1])
+    sample = WeightedSample(y[:3], np.zeros(3), np.zeros(3), cluster=names)
+    wins = lambda y, other: 0.5 + 0.1 * (y - other)[:, 0].double()
+    target = preference_tilt(None, wins, sample, 0.5)
+    for value in (target.log_potential(y), target.log_potential_se(y)):
+        assert (value.device.type, tuple(value.shape)) == ("meta", (5,))
+
+
+@XP
 def test_preference_tilt_is_a_direct_sum(xp):
     """The potential is the win rate over beta, for a law given by weights or by a sample."""
     table, q = xp.asarray(WINS), np.array([0.1, 0.2, 0.3, 0.4])
@@ -216,9 +243,15 @@ def test_standard_errors_are_carried_along():
         (condition(base, lambda y: y > 0), 1.0),
         (temper(base, 3.0), 3.0),
         (product(law(np, B), base), 1.0),
-        (product(base, base), math.sqrt(2)),
+        (product(base, base), 2.0),  # one estimate twice: its errors do not average out
+        (geometric_mixture([law(np, A), base], [0.25, 0.75]), 0.75),
+        (geometric_mixture([base, tilt(base, lambda y: 1.0 * y, 2.0)], [0.5, 0.5]), 1.0),
     ):
         np.testing.assert_allclose(target.log_potential_se(Y), factor * error, rtol=1e-12)
+    exact = [law(np, A), law(np, B)]
+    assert geometric_mixture(exact, [0.5, 0.5]).log_potential_se is None
+    assert geometric_mixture([*exact, base], [0.5, 0.5, 0.0]).log_potential_se is None
+    assert geometric_mixture(exact, [0.5, 0.5], base=base).log_potential_se is None  # its prior
 
 
 @XP
@@ -291,6 +324,8 @@ def test_a_teacher_is_normalised_and_can_be_drawn_from():
         (lambda: preference_tilt(law(np, A), abs, Y, 1.0, weights=[1.0]), "weights of 4"),
         (lambda: preference_tilt(law(np, A), abs, Y, 1.0, weights=-Y), "non-negative"),
         (lambda: preference_tilt(law(np, A), abs, Y, 1.0, weights=0 * Y), "no positive weight"),
+        (lambda: uncertainty_weighted(len, weight=math.nan), "finite number, got nan"),
+        (lambda: uncertainty_weighted(len, weight=math.inf), r"take worst_case\(...\)"),
         (lambda: demonstrations(Y, [1.0, 2.0]), "weights of shape"),
         (lambda: demonstrations(Y, -Y), "non-negative"),
         (lambda: demonstrations(Y, 0 * Y), "no demonstration of positive weight"),
