@@ -29,7 +29,13 @@ from infer_align._numerics import Array
 from infer_align.diagnostics._draws import numpy
 from infer_align.diagnostics._estimates import interval
 from infer_align.diagnostics._summary import check_level, reliable, skewed, within
-from infer_align.diagnostics._weighted import Weighted, checked, expectation, weighted, weights_of
+from infer_align.diagnostics._weighted_estimates import (
+    Weighted,
+    checked,
+    expectation,
+    weighted,
+    weights_of,
+)
 from infer_align.targets import WeightedSample
 
 INF = math.inf

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from infer_align import WeightedSample, diagnostics
 from infer_align.diagnostics import Estimate
 from infer_align.diagnostics._units import by_number
-from infer_align.diagnostics._weighted import expectation, log_z, weighted, with_log_z
+from infer_align.diagnostics._weighted_estimates import expectation, log_z, weighted, with_log_z
 from infer_align.estimators import LogWeights
 
 Q = np.array([0.1, 0.1, 0.2, 0.25, 0.2, 0.15])
