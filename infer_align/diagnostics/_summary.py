@@ -13,13 +13,12 @@ from infer_align.diagnostics._estimates import Moments, interval, moments, taile
 from infer_align.diagnostics._khat import kish_ess, least_ess, pareto_khat
 from infer_align.diagnostics._potential_error import potential_errors, widened
 from infer_align.divergences import FDivergence
+from infer_align.targets import too_far
 
 KHAT_LIMIT = 0.5
 """Largest k̂ at which an interval is claimed: beyond, the weights' variance is infinite."""
 ESS_LIMIT = 200.0
 """Smallest ESS at which an interval is claimed."""
-TV_LIMIT = 0.05
-"""Largest total variation times √ESS: a tenth of the standard error of a probability, 1/(2√ESS)."""
 NOISE = 1e-3
 """Log-probabilities of float32 networks may put a divergence below 0 by this."""
 
@@ -179,7 +178,7 @@ def reliable(weights: dict[str, np.ndarray], uses: tuple[str, ...]) -> np.ndarra
         out &= weights["ess_low" + suffix] >= ESS_LIMIT
         out &= weights["pareto_khat" + suffix] < KHAT_LIMIT
     if "" in uses and "total_variation" in weights:
-        out &= weights["total_variation"] * np.sqrt(weights["ess"]) <= TV_LIMIT  # NaN is not
+        out &= ~too_far(weights["total_variation"], weights["ess"])
     return out
 
 

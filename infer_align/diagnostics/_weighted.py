@@ -9,7 +9,6 @@ import numpy as np
 from infer_align._numerics import Array
 from infer_align.diagnostics._draws import errors
 from infer_align.diagnostics._summary import (
-    TV_LIMIT,
     Summary,
     acceptance,
     check_level,
@@ -33,7 +32,7 @@ from infer_align.diagnostics._weighted_estimates import (
     weights_of,
     with_log_z,
 )
-from infer_align.targets import WeightedSample
+from infer_align.targets import TV_LIMIT, WeightedSample, too_far
 
 if TYPE_CHECKING:
     import xarray
@@ -258,7 +257,7 @@ def _notes(
 
 def _distance_notes(w: Weighted, weights: dict[str, np.ndarray]) -> list[str]:
     """Outcomes that are of the target only in the limit."""
-    far = ~(w.total_variation * np.sqrt(weights["ess"]) <= TV_LIMIT)
+    far = too_far(w.total_variation, weights["ess"])
     if not far.any():
         return []
     unknown = np.isnan(w.total_variation)

@@ -116,7 +116,7 @@ def kl_budget(
     pooled = 1 / float((points.context_mass**2 / ess).sum())
     if labels is not None:  # as of a moment: by the error of the tilt's mean reward
         pooled = min(pooled, worth(np.array([spread]), covariance[1:, 1]))
-    notes = notes_on(ess, pooled, units, float(ess_min))
+    notes = notes_on(ess, pooled, units, float(ess_min), sample.total_variation)
     return Budget(
         tilt(base, reward, 1 / theta), 1 / theta, se / slope / theta**2,
         float(points.context_mass @ terms), se, float(points.context_mass @ reward_mean),

@@ -1,13 +1,14 @@
 """`MomentFit`: solved moments, and how well they are known."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from infer_align.targets._declared import with_multipliers
 from infer_align.targets._dual import Points, Solved
 from infer_align.targets._target import Target
+from infer_align.targets._weighted import too_far
 
 ESS_MIN = 200.0
 UNITS_MIN = 10
@@ -62,6 +63,7 @@ def report(
     influence: np.ndarray | None,
     labels: np.ndarray | None,
     ess_min: float,
+    total_variation: Any = 0.0,
 ) -> MomentFit:
     """What a solution is worth. Influences (n, C, K) of the moments; None of an exact solution."""
     names, shape = sampled.names, sampled.shape
@@ -74,7 +76,7 @@ def report(
         pooled = 1 / float((points.context_mass**2 / ess).sum())
         if labels is not None:
             pooled = min(pooled, worth(np.diag(solved.hessian), np.diag(covariance)))
-        notes = notes_on(ess, pooled, units, ess_min)
+        notes = notes_on(ess, pooled, units, ess_min, total_variation)
     inside = solved.free.T @ solved.hessian @ solved.free
     inverse = solved.free @ np.linalg.pinv(inside, hermitian=True) @ solved.free.T
     means = np.einsum("nc,nck->ck", mass, points.features)
@@ -119,9 +121,17 @@ def worth(variance: np.ndarray, squared_errors: np.ndarray) -> float:
     return float((variance[noisy] / squared_errors[noisy]).min(initial=math.inf))
 
 
-def notes_on(ess: np.ndarray, pooled: float, units: float, ess_min: float) -> list[str]:
+def notes_on(
+    ess: np.ndarray, pooled: float, units: float, ess_min: float, total_variation: Any
+) -> list[str]:
     """What speaks against standard errors of weighted draws."""
     notes = []
+    if too_far(total_variation, pooled).any():
+        notes.append(
+            f"the law of the outcomes is up to {np.max(total_variation):.2g} from its target in "
+            "total variation (nan: unknown), which the standard errors leave out: give the sampler "
+            "more work, or take one whose weights correct the rest (importance, smc)"
+        )
     if pooled < ess_min:
         notes.append(
             f"effective sample size {pooled:.0f} < {ess_min:.0f}: the standard errors may be too "

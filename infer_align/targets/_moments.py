@@ -179,7 +179,8 @@ def solve_moments(
     centre = np.einsum("nc,nck->ck", mass, points.features)
     influence = mass[..., None] * (points.features - centre)
     labels = None if sample.cluster is None else flat(np.asarray(sample.cluster))
-    return report(target, sampled, points, solved, influence, labels, float(ess_min))
+    distance = sample.total_variation
+    return report(target, sampled, points, solved, influence, labels, float(ess_min), distance)
 
 
 def exact_moments(

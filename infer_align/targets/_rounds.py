@@ -34,6 +34,8 @@ class Round(NamedTuple):
     """(K,)"""
     labels: np.ndarray
     """(n, C): outcomes of one number are dependent."""
+    total_variation: float
+    """The largest of a context's."""
 
 
 class Pooled(NamedTuple):
@@ -118,7 +120,8 @@ def match_moments(
         sampled = evaluate(target, sample.outcomes, contexts, log_weights)
         if multipliers is None:
             multipliers = np.zeros(len(sampled.names))
-        drawn.append(Round(sampled, multipliers, _labels(sample, drawn)))
+        distance = float(np.max(sample.total_variation))
+        drawn.append(Round(sampled, multipliers, _labels(sample, drawn), distance))
         fit, fault, multipliers = _attempt(
             target, drawn, context_weights, tolerance, float(ess_min)
         )
@@ -153,7 +156,8 @@ def _attempt(
         return None, fault, _part_of_the_way(points, means, drawn[-1].multipliers)
     labels = np.concatenate([r.labels for r in drawn])
     found = influence(pooled, points, solved)
-    fit = report(target, pooled.sampled, points, solved, found, labels, ess_min)
+    distance = np.max([r.total_variation for r in drawn])
+    fit = report(target, pooled.sampled, points, solved, found, labels, ess_min, distance)
     return fit, None, solved.multipliers
 
 

@@ -215,6 +215,26 @@ def test_other_records_are_flagged_in_2000_replications(name):
             assert claimed[estimate] <= 0.05, claimed
 
 
+# The standard deviation of k̂ is some 0.13 here, so that a part of such records has k̂ < 0.5. Asking for
+# k̂ + sd < 0.5 lets half as many pass and a third fewer good ones, of which the luckier stay: KL(p‖π)
+# of Pareto 0.3 is then covered in 91% of its claims, not in 94%.
+NEAR = {
+    "Pareto 0.55": (lambda: pareto(2000, 0.55), 0.42),
+    "Pareto 0.6": (lambda: pareto(4000, 0.6), 0.24),
+    "Pareto 0.65": (lambda: pareto(4000, 0.65), 0.14),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEAR)
+def test_records_just_beyond_the_limit_are_mostly_flagged(name):
+    law, most = NEAR[name]
+    _, claimed, khat = shares(law(), 2000)
+    assert khat > 0.5
+    assert max(claimed.values()) <= most
+    print(name, round(khat, 2), claimed)  # -rP shows it
+
+
 def pooled_shares(replications, *, seed=2):
     """Coverage of pooled intervals: 12 unlike contexts, of lognormal weights at ESS 210 to 400."""
     rng = np.random.default_rng(seed)

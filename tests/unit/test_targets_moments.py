@@ -497,3 +497,16 @@ def test_a_budget_shared_by_contexts() -> None:
     p = np.exp(found.target.log_density(y, x))
     p = p / p.sum(axis=0)
     assert (p * np.log(p / table.T)).sum(axis=0).mean() == pytest.approx(0.2, abs=1e-10)
+
+
+def test_outcomes_far_from_their_target_are_no_ground_for_moments() -> None:
+    """Ends of chains: their number says nothing of how close they are."""
+    sample = drawn(np.random.default_rng(7), 4000)
+    for distance, word in ((0.01, "up to 0.01 from"), (math.nan, "unknown")):
+        far = sample._replace(total_variation=distance)
+        fit = solve_moments(TARGET, far)
+        assert not fit.reliable
+        assert word in fit.notes[0]
+        assert not kl_budget(Categorical(P), lambda y: V[y], 0.1, far).reliable
+        assert not match_moments(TARGET, lambda law, n, far=far: far, rounds=1).reliable
+    assert solve_moments(TARGET, sample._replace(total_variation=1e-5)).reliable
