@@ -215,9 +215,9 @@ def test_other_records_are_flagged_in_2000_replications(name):
             assert claimed[estimate] <= 0.05, claimed
 
 
-# The standard deviation of k̂ is some 0.13 here, so that a part of such records has k̂ < 0.5. Asking for
-# k̂ + sd < 0.5 lets half as many pass and a third fewer good ones, of which the luckier stay: KL(p‖π)
-# of Pareto 0.3 is then covered in 91% of its claims, not in 94%.
+# k̂ has a standard deviation of some 0.13 here, so that a part of such records has k̂ < 0.5. Asking
+# for k̂ + sd < 0.5 lets a third of them pass, and a third fewer good ones, of which the luckier
+# stay: KL(p‖π) of Pareto 0.3 is then covered in 91% of its claims, not in 94%.
 NEAR = {
     "Pareto 0.55": (lambda: pareto(2000, 0.55), 0.42),
     "Pareto 0.6": (lambda: pareto(4000, 0.6), 0.24),
