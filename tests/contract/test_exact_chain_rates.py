@@ -202,6 +202,7 @@ def test_a_reducible_chain_is_refused():
     assert float(chain.solve(1.0).log_z) > 0  # a finite length is fine
 
 
+@pytest.mark.slow
 def test_chains_of_many_states_have_rates():
     """Reachability must not overflow: 150 states, then two closed halves of 150."""
     states = 150

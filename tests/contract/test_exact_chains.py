@@ -178,7 +178,7 @@ def test_a_thousand_tokens_sum_to_one_and_agree_with_the_messages(rewards):
     assert float(solved.expected_reward) == pytest.approx(mean, rel=1e-10)
 
 
-@pytest.mark.parametrize("what", ["log_z", "expected_reward"])
+@pytest.mark.parametrize("what", ["expected_reward", pytest.param("log_z", marks=pytest.mark.slow)])
 def test_gradients_in_the_logits_are_finite_differences(what):
     initial, transition = (np.log(x) for x in M1)
 

@@ -203,8 +203,10 @@ def softmax(x):
 
 @pytest.mark.parametrize(
     ("rewards", "length"),
-    [([0, 2, 1, 3], 3), (log_rewards(["0.1", "0.2", "0.4", "0.3"]), 2)],
-    ids=["lattice", "types"],
+    [
+        pytest.param([0, 2, 1, 3], 3, id="lattice", marks=pytest.mark.slow),
+        pytest.param(log_rewards(["0.1", "0.2", "0.4", "0.3"]), 2, id="types"),
+    ],
 )
 def test_gradients_in_the_logits_are_finite_differences(rewards, length):
     def traced(x):

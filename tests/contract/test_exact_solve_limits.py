@@ -238,7 +238,9 @@ def test_torch_gradients_are_finite_differences(engine):
             assert got == pytest.approx(want, rel=1e-6, abs=1e-8)
 
 
-@pytest.mark.parametrize("engine", BY)
+@pytest.mark.parametrize(
+    "engine", [pytest.param(e, marks=pytest.mark.slow) if e == "messages" else e for e in BY]
+)
 def test_jax_gradients_are_those_of_the_closed_form(engine):
     def log_z(logits, table):
         prior = memoryless(logits, length=4)

@@ -182,13 +182,11 @@ QUICKLY = [
     ("under_scan", "local-enumerate categorical-bernoulli"),
     ("under_scan", "enumerate-enumerate bernoulli-categorical"),
     ("under_scan", "measure-score normal-bernoulli"),
-    ("scan_under_particles", "local-enumerate bernoulli-bernoulli"),
     ("vmap_under_vmap", "score-local bernoulli-bernoulli"),
     ("particles_under_scan", "reparam-running normal-bernoulli"),
     ("in_plate", "local-enumerate bernoulli-categorical"),
     ("in_plate", "measure-baseline normal-bernoulli"),
     ("simulated", "enumerate-enumerate bernoulli-categorical"),
-    ("simulated_scan", "enumerate-enumerate bernoulli-categorical"),
     ("simulated_scan", "local-score bernoulli-bernoulli"),
 ]
 

@@ -116,7 +116,8 @@ def proposed(contexts):
     return source(jax.random.key(3), declared, both), table
 
 
-@pytest.mark.parametrize("twisted", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("twisted", [False, True])
 def test_filters_over_a_mixture_are_unbiased(twisted):
     """Every context is a replication: the mean of Ẑ, and of the mass on each outcome."""
     s, table = proposed(1500)

@@ -60,10 +60,10 @@ def test_short_chains_claim_nothing():
 def test_long_chains_are_claimed_and_cover():
     """(1 − Z/M)^steps with M/Z = 11: below 0.05/√2000 after 72 steps."""
     log_over = math.log(DENSITY.sum()) - 3.0
-    long = independence_metropolis(source((200,)), 400, 90)
+    long = independence_metropolis(source((100,)), 400, 90)
     np.testing.assert_allclose(long.total_variation, (1 - math.exp(log_over)) ** 90, rtol=0.4)
     assert share_claimed(long) == 1
-    assert covered(long, "target_is_2", TARGET[2]) >= 0.95 - 5 * math.sqrt(0.95 * 0.05 / 200)
+    assert covered(long, "target_is_2", TARGET[2]) >= 0.95 - 5 * math.sqrt(0.95 * 0.05 / 100)
     states = independence_metropolis(source(), 400, 90, keep=3, thin=30)
     assert states.total_variation == pytest.approx((1 - math.exp(log_over)) ** 30, rel=0.2)
 

@@ -57,6 +57,7 @@ def test_messages_over_hidden_states_are_the_listed_sequences(program):
     assert listed.entropy is not None
 
 
+@pytest.mark.slow
 def test_a_long_hidden_model_is_the_chain_over_pairs():
     chain = exact.Chain.hidden(INITIAL, TRANSITION, EMISSION, REWARD.tolist(), 50).solve(1.0)
     answer = exact.solve(numpyro_program(50))
@@ -71,6 +72,7 @@ def test_pyros_first_transition_comes_before_the_first_token():
     assert float(answer.log_z) == pytest.approx(float(chain.solve(1.0).log_z), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_log_z_has_a_gradient_in_the_emissions():
     def log_z(emission):
         params = logs(INITIAL, TRANSITION, EMISSION) | {"emission": emission}

@@ -47,8 +47,13 @@ class Listed:
         return float(logsumexp(self.log_p[same]) - logsumexp(self.log_q[same]))
 
 
-@pytest.mark.parametrize("eos", [None, 2])
-@pytest.mark.parametrize("engine", ["_listed", "_chain"])
+@pytest.mark.parametrize(
+    ("engine", "eos"),
+    [
+        pytest.param("_listed", None, marks=pytest.mark.slow), ("_listed", 2),
+        ("_chain", None), pytest.param("_chain", 2, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_lookahead_is_the_conditional_expectation(engine, eos):
     prior = markov(PARAMS, length=4, eos=eos, pad=0)
     rewards = pairs if eos is None else (lambda y: 0.5 * (y[..., 0] == 1))
