@@ -223,7 +223,13 @@ def test_gradients_in_the_logits_are_finite_differences(rewards, length):
     np.testing.assert_allclose(gradients, differences(plain), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("rewards", [[0, 2, 1, 3], [0.1, 0.72, 0.3, 0.1]], ids=["lattice", "types"])
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        pytest.param([0, 2, 1, 3], id="lattice", marks=pytest.mark.slow),
+        pytest.param([0.1, 0.72, 0.3, 0.1], id="types"),
+    ],
+)
 def test_the_gradient_of_beta_for_a_kl_is_a_finite_difference(rewards):
     beta = lambda x, library: beta_for_kl(reward_law(library(x), rewards, 2), 0.3)
     gradient = jax.grad(lambda x: beta(x, jax.nn.softmax))(jnp.asarray(LOGITS))

@@ -159,10 +159,16 @@ TARGETS = {
     ),
     "coins": (coins(), ("letters", "messages")),
 }  # fmt: skip
+SLOW = ("an automaton in numpyro", "eos in numpyro")  # their compilation takes 10 s each
 
 
 @pytest.mark.parametrize(
-    ("name", "engine"), [(name, e) for name, (_, engines) in TARGETS.items() for e in engines]
+    ("name", "engine"),
+    [
+        pytest.param(name, e, marks=[pytest.mark.slow] * (name in SLOW))
+        for name, (_, engines) in TARGETS.items()
+        for e in engines
+    ],
 )
 def test_each_engine_gives_what_the_listing_gives(name, engine):
     target, listed = TARGETS[name][0], exact.by_sequences(TARGETS[name][0])

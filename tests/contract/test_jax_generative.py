@@ -94,6 +94,7 @@ def test_weights_of_a_marginal_at_a_value_average_its_density(n):
     assert_equal(summed(at, {"u": P.enumerate_}), lambda t: jnp.sum(table(t)[2]))
 
 
+@pytest.mark.slow
 def test_a_marginal_of_more_draws_has_a_tighter_weight():
     """E log w rises to log q at a value, and falls to it in simulations."""
     exact = jnp.log(table(THETA).sum(axis=1))

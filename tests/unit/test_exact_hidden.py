@@ -48,7 +48,9 @@ def pyro_program(length):
     return program
 
 
-@pytest.mark.parametrize("program", [numpyro_program, pyro_program])
+@pytest.mark.parametrize(
+    "program", [pytest.param(numpyro_program, marks=pytest.mark.slow), pyro_program]
+)
 def test_messages_over_hidden_states_are_the_listed_sequences(program):
     listed, passed = exact.by_sequences(program(4)), exact.by_messages(program(4))
     for name in ("log_z", "expected_log_potential", "kl_to_prior"):

@@ -147,6 +147,7 @@ def test_whole_numbers_of_draws_that_are_written_as_logarithms():
     assert large["kl_bon_tilt"] == math.inf
 
 
+@pytest.mark.slow
 def test_budgets_per_token_need_independent_tokens():
     def program():
         y = numpyro.sample("y", dist.Categorical(jnp.array(P)).expand([3]).to_event(1))
