@@ -15,6 +15,8 @@ import numpy as np
 
 Array = Any
 """An array of any library that follows the Array API (NumPy, JAX, torch)."""
+NOISE = 1e-3
+"""In nats: log-densities of float32 networks are no better, so a bound may be passed by this."""
 
 
 def namespace(*arrays: Array) -> Any:

@@ -300,7 +300,7 @@ def _combine(
             f"lower has contexts of shape {np.shape(log_z.low)}, the draws have {shape}; both "
             "need the same contexts"
         )
-    weights = weights_of(w)
+    weights = weights_of(w, w.uses)
     m = skewed(expectation(w, values), weights)
     unknown, certain = np.isinf(m.se), m.proven
     centre, se = np.where(unknown | certain, 0.0, m.value), np.where(unknown, 0.0, m.se)

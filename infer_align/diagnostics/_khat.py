@@ -107,11 +107,12 @@ def least_ess(log_weights: np.ndarray, khat: np.ndarray, level: float = 0.95) ->
     """
     n = len(log_weights)
     accepted = (log_weights > -math.inf).sum(axis=0)
-    ess = kish_ess(log_weights)
     top = log_weights.max(axis=0, keepdims=True)
     w = np.exp(log_weights - np.where(np.isfinite(top), top, 0.0))
     b = w * (n / np.maximum(w.sum(axis=0), 1e-300))
-    influence = 2 * b - b**2 / np.maximum((b**2).mean(axis=0), 1e-300) - 1
+    square = np.maximum((b**2).mean(axis=0), 1e-300)
+    ess = np.where(accepted > 0, n / square, 0.0)
+    influence = 2 * b - b**2 / square - 1
     own = (influence**2).sum(axis=0) / n**2
     r = accepted / np.maximum(ess, 1e-300)
     lognormal = (r**4 - 4 * r**2 + 4 * r - accepted / n) / np.maximum(accepted, 1)

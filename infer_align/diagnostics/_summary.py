@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from infer_align._numerics import Array
+from infer_align._numerics import NOISE, Array
 from infer_align.diagnostics._draws import Draws
 from infer_align.diagnostics._estimates import Moments, interval, moments, tailed
 from infer_align.diagnostics._khat import kish_ess, least_ess, pareto_khat
@@ -19,8 +19,6 @@ KHAT_LIMIT = 0.5
 """Largest k̂ at which an interval is claimed: beyond, the weights' variance is infinite."""
 ESS_LIMIT = 200.0
 """Smallest ESS at which an interval is claimed."""
-NOISE = 1e-3
-"""Log-probabilities of float32 networks may put a divergence below 0 by this."""
 
 
 class Estimate(NamedTuple):

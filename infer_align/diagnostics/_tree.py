@@ -105,7 +105,6 @@ def assess(
     - Where no draw is accepted, log_z is ``-inf``, and its ``high`` is a one-sided bound that
       assumes weights P/q ≤ 1: P(accept) ≤ 1 − (1 − level)^(1/n), about 3/n at 95%. Target means
       of features are then NaN: undefined.
-
     - k̂ is itself an estimate: of weights whose tail index is 0.55 to 0.65 some records have k̂ below
       0.5, and claim intervals that hold less often than they say
       (tests/statistical/test_diagnostics_coverage.py).

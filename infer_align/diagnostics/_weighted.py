@@ -188,7 +188,7 @@ def _summarise(
     estimates = {"log_z": log_z(w)}
     for name in laws:
         estimates[name] = with_log_z(w, values[name], -1.0, (0.0, INF))
-    estimates["entropy_target"] = with_log_z(w, -log_p, 1.0, (-INF, INF))
+    estimates["entropy_target"] = with_log_z(w, values["entropy_target"], 1.0, (-INF, INF))
     for name, feature in features.items():
         values[f"target_{name}"] = feature
         estimates[f"target_{name}"] = expectation(w, feature)

@@ -83,10 +83,10 @@ def weighted(sample: WeightedSample) -> Weighted:
     return Weighted(log_weights, log_target, evidence, units, other, same, joined, distance)
 
 
-def weights_of(w: Weighted) -> dict[str, np.ndarray]:
+def weights_of(w: Weighted, uses: tuple[str, ...] = ("", "_evidence")) -> dict[str, np.ndarray]:
     """ESS, its lower bound and k̂ of what the estimates rest on, and how far it is off."""
     kinds = {"": w.units.log_total(w.log_weights)}
-    if w.evidence is not None and not w.same:
+    if "_evidence" in uses and w.evidence is not None and not w.same:
         kinds["_evidence"] = w.evidence_units.log_total(w.evidence)
     weights = weight_diagnostics(kinds, khat=True)
     return weights | ({"total_variation": w.total_variation} if w.approximate else {})

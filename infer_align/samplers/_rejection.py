@@ -5,15 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from infer_align._numerics import NOISE
 from infer_align.samplers._accept import Accepted, accept, report_short
 from infer_align.samplers._outcomes import like, with_contexts
 from infer_align.samplers._source import Source
 from infer_align.targets import WeightedSample
 
 __all__ = ["quasi_rejection", "rejection"]
-
-NOISE = 1e-3
-"""A bound may be exceeded by this, in nats: log-probabilities of float32 networks are no better."""
 
 
 def rejection(
