@@ -1,9 +1,10 @@
 """Check that the tests notice deliberate mistakes: `make mutants` [ARGS="--only NAME"].
 
-Each `[[mutant]]` of tests/mutations.toml replaces one piece of text in a temporary copy of the
+Each `[[mutant]]` of tests/mutations/*.toml replaces one piece of text in a temporary copy of the
 tree and names the tests that must then fail. A mutant whose tests still pass survives, and so
 do its real counterparts: the run fails. The named tests are first run on the untouched tree,
-because a test that always fails kills everything.
+because a test that always fails kills everything. `--changed [REVISION]` runs the mutants whose
+file or tests differ from a revision (HEAD if none is named), untracked files included.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LIST = ROOT / "tests" / "mutations.toml"
+LISTS = ROOT / "tests" / "mutations"
 TIMEOUT = 600  # seconds; a mutant that hangs its test is noticed too
 
 
@@ -40,22 +41,45 @@ class Mutant:
         if count != 1:
             raise ValueError(
                 f"{self.name}: mutation is stale: its old text occurs {count} times in "
-                f"{self.file}, not once; update tests/mutations.toml"
+                f"{self.file}, not once; update tests/mutations/"
             )
         return text.replace(self.old, self.new)
 
 
 def load() -> list[Mutant]:
-    """Read the list, with a test written alone taken as a list of one."""
-    entries = tomllib.loads(LIST.read_text(encoding="utf-8"))["mutant"]
+    """Read the lists, with a test written alone taken as a list of one."""
+    entries = [
+        entry
+        for path in sorted(LISTS.glob("*.toml"))
+        for entry in tomllib.loads(path.read_text(encoding="utf-8"))["mutant"]
+    ]
     mutants = [
         Mutant(**{**e, "test": [e["test"]] if isinstance(e["test"], str) else e["test"]})
         for e in entries
     ]
     names = [mutant.name for mutant in mutants]
     if len(set(names)) != len(names):
-        raise ValueError("tests/mutations.toml has two mutants of the same name")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"tests/mutations/ has two mutants named {', '.join(twice)}")
     return mutants
+
+
+def changed_since(revision: str) -> set[str]:
+    """Files that differ from a revision, untracked ones included."""
+    commands = (
+        ["git", "diff", "--name-only", "-z", revision, "--"],
+        ["git", "ls-files", "-z", "--others", "--exclude-standard"],
+    )
+    names = set()
+    for command in commands:
+        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+        names.update(name for name in done.stdout.split("\0") if name)
+    return names
+
+
+def touches(mutant: Mutant, files: set[str]) -> bool:
+    """Whether the mutant's file, or a file of its tests, is among these."""
+    return mutant.file in files or any(test.split("::")[0] in files for test in mutant.test)
 
 
 def sources() -> list[str]:
@@ -115,8 +139,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", metavar="NAME", help="one mutant")
     parser.add_argument("--list", action="store_true", help="print the names and check staleness")
+    parser.add_argument(
+        "--changed",
+        nargs="?",
+        const="HEAD",
+        metavar="REVISION",
+        help="those whose file or tests differ from a revision (HEAD if none is named)",
+    )
     options = parser.parse_args()
     mutants = [m for m in load() if options.only in (None, m.name)]
+    if options.changed is not None:
+        differing = changed_since(options.changed)
+        mutants = [m for m in mutants if touches(m, differing)]
+        if not mutants:
+            print(f"no mutant's file or tests differ from {options.changed}")
+            return 0
     if not mutants:
         parser.error(f"no mutant is named {options.only!r}; --list prints the names")
     for mutant in mutants:
