@@ -90,8 +90,8 @@ def collect(
     -------
     Draws
         Float64 on the CPU. ``sample_score_difference`` is the largest gap between the sampler's
-        and the scorer's log-probability of the first outcomes, in nats; NaN where a language
-        model's own sampler was not used.
+        and the scorer's log-probability, in nats, over the first 128 outcomes of each prompt and
+        one of every further 128; NaN where a language model's own sampler was not used.
     """
     if n < 2:
         raise ValueError(f"an assessment needs at least 2 outcomes per prompt, got n={n}")
@@ -112,9 +112,12 @@ def collect(
         part = {"drawn": log_drawn.double()}
         if proposal is not None:
             part["policy"] = distribution.log_prob(y).double()
-        elif start == 0 and isinstance(distribution, Continuations):
-            # One chunk is scored too: the sampler's and the scorer's numbers must agree.
-            gap = float((distribution.log_prob(y).double() - part["drawn"]).abs().max())
+        elif isinstance(distribution, Continuations):
+            # The sampler's and the scorer's numbers must agree: the first chunk is scored whole,
+            # and an outcome of every other, since each is batched anew.
+            some = slice(None) if start == 0 else slice(size - 1, size)
+            gaps = (distribution.log_prob(y[some]).double() - part["drawn"][some]).abs()
+            gap = float(gaps.max()) if start == 0 else max(gap, float(gaps.max()))
         part["prior"] = bound.given(*arguments).log_prob(y).double()
         part["potential"] = bound.log_potential(y, *arguments).double()
         if bound.log_potential_se is not None:

@@ -98,12 +98,13 @@ def _decode(
     """One batch: prompts once, then a token per step for the rows still unfinished."""
     distinct, row_prompt = torch.unique(index, return_inverse=True)
     ids, mask = _pad_left([prompts[int(p)] for p in distinct], network.device)
-    row_prompt = row_prompt.to(network.device)
     rows, length = uniforms.shape
+    as_read = torch.equal(row_prompt, torch.arange(len(distinct)))
+    row_prompt = row_prompt.to(network.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     logits, cache = network(ids, mask, positions, keep=1, use_cache=True)
     logits, mask, position = logits[row_prompt, -1], mask[row_prompt], positions[row_prompt, -1:]
-    if len(distinct) != rows:
+    if not as_read:
         cache.reorder_cache(row_prompt)
 
     fill = network.eos_token_ids[0] if network.eos_token_ids else 0
