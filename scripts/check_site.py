@@ -23,16 +23,21 @@ def inventory() -> set[str]:
     return {line.split()[0] for line in body.splitlines() if line}
 
 
-def public_names() -> dict[str, list[str]]:
-    """Module → its `__all__`, for the public modules that define what they list."""
+def public_names(root: Path = ROOT) -> dict[str, list[str]]:
+    """Module → its `__all__`, for the public modules and packages below the top."""
     names = {}
-    for path in sorted((ROOT / "infer_align").rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        if any(part.startswith("_") for part in parts) or "cli" in parts:
-            continue  # the surface of cli is the command line
+    for path in sorted((root / "infer_align").rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        if parts[-1] == "__init__":
+            parts = parts[:-1]
+        if any(part.startswith("_") for part in parts) or "cli" in parts or len(parts) == 1:
+            continue  # cli's surface is the command line; the top level lists other rooms' names
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-                names[".".join(parts)] = list(ast.literal_eval(node.value))
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            targets = [node.target] if isinstance(node, ast.AnnAssign | ast.AugAssign) else targets
+            if any(ast.unparse(target) == "__all__" for target in targets):
+                listed = list(ast.literal_eval(node.value))
+                names.setdefault(".".join(parts), []).extend(listed)
     return names
 
 
@@ -43,7 +48,8 @@ def main() -> int:
         f"{module}.{name}"
         for module, names in public_names().items()
         for name in names
-        if f"{module}.{name}" not in known
+        # A function that shadows its module (`torch.fit`) is found in the module.
+        if not {f"{module}.{name}", f"{module}.{name}.{name}"} & known
     ]
     fetched = [
         f"{page.relative_to(SITE)}: {match[0]}"

@@ -1,8 +1,11 @@
 """Run the checks of `make test` one after the other and print how long each took.
 
 Every stage runs even if an earlier one failed, so that one run shows everything that is wrong;
-the exit status is then 1. `--only NAME` runs one stage, `--slow` the slow tier. Only the
-standard library is used, and every command comes from the environment of this interpreter.
+the exit status is then 1, as it is where the whole took longer than `LIMIT`. The table has each
+stage's share of the time and the load of the machine while it ran: a stage that is late on busy
+cores is another thing than one that has grown. `--only NAME` runs one stage, `--slow` the slow
+tier. Only the standard library is used, and every command comes from the environment of this
+interpreter.
 """
 
 import argparse
@@ -14,10 +17,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 CLOSING = re.compile(r"^=+ .*\b(passed|failed|error|no tests ran|skipped|deselected)\b.* =+$")
+
+SHARES = {
+    "environment": 4, "lint": 1, "types": 2, "tests": 15, "tutorials": 6, "papers": 6, "docs": 4,
+}  # fmt: skip
+LIMIT = 60  # minutes of all of them together
 
 # One thread per process: with two processes on two cores, oversubscribed threads cost 20x.
 ENVIRONMENT = {
@@ -79,6 +88,10 @@ def pytest(*arguments: str) -> bool:
 
 
 closing_lines: list[str] = []
+loads: dict[str, str] = {}  # mean of the last 5 minutes at the end of each stage
+
+# Not --quiet: it silences the warnings before --strict has counted them, and nothing then fails.
+BUILD_SITE = (sys.executable, "-m", "mkdocs", "build", "--strict")
 
 
 def tests() -> bool:
@@ -91,11 +104,17 @@ def slow_tests() -> bool:
     return pytest("-m", "slow", "--durations=20")
 
 
+def nothing(pattern: str) -> bool:
+    """A stage that finds nothing to run has not passed."""
+    print(f"no file matches {pattern}")
+    return False
+
+
 def tutorials() -> bool:
     """Each tutorial as a script, at the sizes that INFER_ALIGN_FAST=1 selects."""
     scripts = sorted((ROOT / "tutorials").glob("[0-9]*.py"))
     if not scripts:
-        print("none yet")
+        return nothing("tutorials/[0-9]*.py")
     with tempfile.TemporaryDirectory() as folder:  # whatever a tutorial writes stays there
         results = [
             run(sys.executable, script, cwd=Path(folder), INFER_ALIGN_FAST="1")
@@ -108,7 +127,7 @@ def papers() -> bool:
     """The smoke run of each reproduced paper."""
     folders = sorted(path.parent.name for path in (ROOT / "paper_repro").glob("*/run.py"))
     if not folders:
-        print("none yet")
+        return nothing("paper_repro/*/run.py")
     results = [
         run(sys.executable, "-m", f"paper_repro.{name}.run", "--smoke", INFER_ALIGN_FAST="1")
         for name in folders
@@ -118,7 +137,7 @@ def papers() -> bool:
 
 def docs() -> bool:
     """Build the site, then check that it documents every name and fetches nothing."""
-    built = run(sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet")
+    built = run(*BUILD_SITE)
     return built and run(sys.executable, ROOT / "scripts" / "check_site.py")
 
 
@@ -129,8 +148,9 @@ def wheel() -> bool:
 
 def bench() -> bool:
     """Every benchmark script, at its default size."""
-    results = [run(sys.executable, script) for script in sorted((ROOT / "benchmarks").glob("*.py"))]
-    return all(results)
+    scripts = sorted((ROOT / "benchmarks").glob("*.py"))
+    results = [run(sys.executable, script) for script in scripts]
+    return all(results) if results else nothing("benchmarks/*.py")
 
 
 FAST: list[tuple[str, Callable[[], bool]]] = [
@@ -145,6 +165,32 @@ SLOW: list[tuple[str, Callable[[], bool]]] = [("slow tests", slow_tests), ("whee
 STAGES = dict([*FAST, *SLOW, ("bench", bench)])
 
 
+class Row(NamedTuple):
+    """One line of the table."""
+
+    stage: str
+    seconds: float
+    passed: bool
+
+
+def report(rows: list[Row]) -> list[str]:
+    """Print the table; what makes the run fail."""
+    print(f"\n{'stage':<12} {'minutes':>8} {'share':>6} {'load':>6}")
+    for row in rows:
+        share = SHARES.get(row.stage, "")
+        outcome = "ok" if row.passed else "FAILED"
+        load = loads.get(row.stage, "")
+        print(f"{row.stage:<12} {row.seconds / 60:>8.2f} {share:>6} {load:>6}  {outcome}")
+    total = sum(row.seconds for row in rows) / 60
+    print(f"{'total':<12} {total:>8.2f}")
+    for line in closing_lines:
+        print(line)
+    failed = [row.stage for row in rows if not row.passed]
+    if total > LIMIT and all(row.stage in SHARES for row in rows):
+        failed.append(f"{total:.0f} minutes in all, over {LIMIT}")
+    return failed
+
+
 def main() -> int:
     """Run the stages asked for and print the table of stage, minutes and outcome."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -153,24 +199,18 @@ def main() -> int:
     parser.add_argument("--started", type=float, help="when `make` started, in epoch seconds")
     options = parser.parse_args()
 
-    table: list[tuple[str, float, bool]] = []
+    rows: list[Row] = []
     if options.started:
-        table.append(("environment", time.time() - options.started, True))
+        rows.append(Row("environment", time.time() - options.started, passed=True))
     chosen = [(options.only, STAGES[options.only])] if options.only else FAST
     for name, stage in SLOW if options.slow else chosen:
         print(f"\n==> {name}", flush=True)
         start = time.monotonic()
         passed = stage()
-        table.append((name, time.monotonic() - start, passed))
+        rows.append(Row(name, time.monotonic() - start, passed))
+        loads[name] = f"{os.getloadavg()[1]:.1f}"
 
-    if len(table) > 1:
-        print(f"\n{'stage':<12} {'minutes':>8}")
-        for name, seconds, passed in table:
-            print(f"{name:<12} {seconds / 60:>8.2f}  {'ok' if passed else 'FAILED'}")
-        print(f"{'total':<12} {sum(row[1] for row in table) / 60:>8.2f}")
-    for line in closing_lines:
-        print(line)
-    failed = [name for name, _, passed in table if not passed]
+    failed = report(rows)
     if failed:
         print(f"FAILED: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

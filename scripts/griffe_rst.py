@@ -1,4 +1,4 @@
-r"""Griffe extension: the reStructuredText in numpydoc docstrings, as Markdown.
+r"""Griffe extensions: numpydoc's reStructuredText as Markdown, and named tuples' signatures.
 
 ``.. math::`` blocks and ``:math:`` roles become MathML, which browsers render by themselves (so
 the site needs no script from another host); double backticks become single ones. LaTeX that
@@ -46,3 +46,22 @@ class RstToMarkdown(griffe.Extension):
         """Rewrite one object's docstring."""
         if obj.docstring:
             obj.docstring.value = to_markdown(obj.docstring.value)
+
+
+class NamedTupleSignatures(griffe.Extension):
+    """Gives a `NamedTuple` the signature of its fields; griffe knows those of dataclasses only."""
+
+    def on_class_members(self, *, cls: griffe.Class, **kwargs: Any) -> None:
+        """Add the `__init__` that the class has without writing it."""
+        if not any(str(base).rpartition(".")[2] == "NamedTuple" for base in cls.bases):
+            return
+        kind = griffe.ParameterKind.positional_or_keyword
+        fields = [
+            griffe.Parameter(name, annotation=m.annotation, kind=kind, default=m.value)
+            for name, m in cls.members.items()
+            if isinstance(m, griffe.Attribute) and m.annotation is not None
+            if "property" not in m.labels
+        ]
+        parameters = griffe.Parameters(griffe.Parameter("self", kind=kind), *fields)
+        init = griffe.Function("__init__", parameters=parameters, returns="None", parent=cls)
+        cls.set_member("__init__", init)

@@ -12,6 +12,7 @@ from infer_align.estimators._weights import LogWeights
 INF = math.inf
 LOG_DENSITY = frozenset({"log_density"})
 State = dict[str, Any]
+"""What an estimator carries from step to step: a nested dict of numbers."""
 
 
 class Claim(Enum):
