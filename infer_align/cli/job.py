@@ -94,7 +94,9 @@ def prepare(settings: Settings, *, prompts: Path | None = None) -> Job:
     path = Path(settings.prompts) if prompts is None and settings.prompts else prompts
     given = None if path is None else data.read_prompts(path)
     file = load(Path(settings.target), settings.name)
-    texts, columns = (file.option("PROMPTS"), {}) if given is None else given
+    if given is None:
+        given = data.check_prompts(file.option("PROMPTS"), file.path), {}
+    texts, columns = given
     estimator = make_estimator(settings, len(texts or [None]))
     lm = _language_model(settings, file)
     if texts is not None:

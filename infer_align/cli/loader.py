@@ -91,9 +91,17 @@ def entry(name: str) -> Sheet:
 def read(path: Path) -> Sheet:
     """Docstring, reference numbers and functions of a target file, from its syntax tree."""
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        # Bytes: a byte order mark and an encoding cookie are read as Python reads them.
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+    except OSError as error:
+        raise Stop(f"{path} cannot be read ({error.strerror}): give {CALL}") from error
     except SyntaxError as error:
-        raise Stop(f"{path}, line {error.lineno}: {error.msg}") from error
+        line = "" if error.lineno is None else f", line {error.lineno}"
+        raise Stop(f"{path}{line}: {error.msg}") from error
+    except (RecursionError, MemoryError, ValueError) as error:  # too deep, or a null byte
+        raise Stop(
+            f"{path} is no Python that can be read: {error or 'nested too deeply'}"
+        ) from error
     functions, reference = {}, {}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from infer_align.cli.errors import Stop
+from infer_align.cli.text import parse_object, read_lines, read_text
 
 CONFIG = "config.json"
 
@@ -111,14 +112,14 @@ class RunFolder:
                 f"{self.path} is not a run folder (it has no {CONFIG}): give the --run-dir of an "
                 "earlier infer-align fit or demo"
             )
-        return json.loads(self.config.read_text(encoding="utf-8"))
+        return parse_object(read_text(self.config), str(self.config))
 
     def read_metrics(self) -> list[dict[str, float]]:
         """The metrics, as numbers; an interrupted last line does not count."""
         if not self.metrics.is_file():
             return []
         rows = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in read_lines(self.metrics):
             try:
                 rows.append({k: float(v) for k, v in json.loads(line).items()})
             except json.JSONDecodeError:

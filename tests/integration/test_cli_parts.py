@@ -58,13 +58,143 @@ def test_prompt_files(tmp_path: Path) -> None:
     assert [data.label(p) for p in prompts] == ["(no prompt)", "hi"]
     for bad, message in (
         ("", "no prompt"),
-        ("[1]\n", "not a JSON object"),
+        ("[1]\n", r"line 1: a JSON list; an object is needed"),
         ('{"x": 1}\n', "'prompt'"),
         ('{"prompt": "a"}\n{"prompt": "b", "y": 1}\n', "line 2"),
     ):
         lines.write_text(bad)
         with pytest.raises(Stop, match=message):
             data.read_prompts(lines)
+
+
+NOT_ENDS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+"""Where `str.splitlines` cuts and a text file does not."""
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "windows"])
+def test_a_line_ends_at_its_end_only(tmp_path: Path, mark: bytes, end: str) -> None:
+    prompts = [f"one{c}more" for c in NOT_ENDS] + ["a\rb", "last"]
+    text, lines = tmp_path / "p.txt", tmp_path / "p.jsonl"
+    text.write_bytes(mark + end.join(prompts).encode())  # without an end of the last line
+    assert data.read_prompts(text) == (prompts, {})
+    rows = [json.dumps({"prompt": p, "x": p}, ensure_ascii=False) + end for p in prompts]
+    lines.write_bytes(mark + "".join(rows).encode())
+    assert data.read_prompts(lines) == (prompts, {"x": prompts})
+
+
+BAD_ROWS = {
+    "a list": ("[1]", "line 2: a JSON list"),
+    "null": ("null", "line 2: a JSON null"),
+    "a boolean": ("true", "line 2: a JSON boolean"),
+    "cut": ('{"prompt": "a', r"line 2: not JSON \(Unterminated string.*column 12"),
+    "deep": ('{"prompt": ' + "[" * 100_000, "line 2: .*nested too deeply"),
+    "many digits": ('{"prompt": ' + "1" * 5_000 + "}", "line 2: not JSON that can be read"),
+    "half a pair": (r'{"prompt": "a\ud83d"}', r"line 2: \\ud83d is half of a surrogate pair"),
+    "half a pair in a message": (
+        r'{"prompt": [{"role": "user", "content": "\udc00"}]}', r"line 2: \\udc00 is half",
+    ),
+    "a number": ('{"prompt": 3}', "line 2: the prompt is of type int; it must be a text"),
+    "an object": ('{"prompt": {"role": "user"}}', "line 2: the prompt is of type dict"),
+    "an empty list": ('{"prompt": []}', "line 2: the prompt is an empty list"),
+    "floats": ('{"prompt": [1, 2.5]}', r"line 2: 2\.5 in the prompt is no token id"),
+    "booleans": ('{"prompt": [1, true]}', "line 2: True in the prompt is no token id"),
+    "a message among ids": ('{"prompt": [1, {"role": "user"}]}', "is no token id"),
+    "no role": ('{"prompt": [{"content": "hi"}]}', 'has no "role"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_a_bad_row_is_named(tmp_path: Path, case: str) -> None:
+    row, message = BAD_ROWS[case]
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "good"}\n' + row + "\n", encoding="utf-8")
+    with pytest.raises(Stop, match=message) as caught:
+        data.read_prompts(path)
+    assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"good\ncaf\xe9\n", "line 2: not UTF-8 text .byte 0xe9"),
+        ("good\n".encode("utf-16"), "line 1: not UTF-8 text .UTF-16"),
+    ],
+    ids=["latin-1", "UTF-16"],
+)
+def test_a_file_of_another_encoding_is_named(tmp_path: Path, raw: bytes, message: str) -> None:
+    path = tmp_path / "p.txt"
+    path.write_bytes(raw)
+    with pytest.raises(Stop, match=message):
+        data.read_prompts(path)
+
+
+WRONG_PROMPTS = {
+    "a text": ("one", "is of type str; it must be a list"),
+    "a number": (5, "is of type int"),
+    "a set": ({"a"}, "is of type set"),
+    "empty": ([], "is empty"),
+    "a chat": ([{"role": "user", "content": "hi"}], r"PROMPTS\[0\] .*the prompt is of type dict"),
+    "token ids": ([1, 2], r"PROMPTS\[0\] .*the prompt is of type int"),
+    "bytes": (["a", b"b"], r"PROMPTS\[1\] .*the prompt is of type bytes"),
+    "floats": ([np.array([1.5])], r"PROMPTS\[0\] .*1\.5 in the prompt is no token id"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_PROMPTS)
+def test_prompts_of_a_wrong_type_are_named(case: str) -> None:
+    prompts, message = WRONG_PROMPTS[case]
+    with pytest.raises(Stop, match=message):
+        data.check_prompts(prompts, Path("t.py"))
+
+
+def test_prompts_of_a_target_file() -> None:
+    chat = [{"role": "user", "content": "hi"}]
+    good = ("text", chat, [1, 2], np.array([3, 4]), None)
+    assert data.check_prompts(good, Path("t.py")) == list(good)
+    assert data.check_prompts(None, Path("t.py")) is None
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"x = '\xe9'\n", "utf-8"),
+        (b"x = 1\0\n", "null bytes"),
+        (b"x = " + b"-" * 200_000 + b"1\n", "t.py"),
+        (b"x = 1\ny = (\n", "line 2"),
+    ],
+    ids=["latin-1", "null byte", "deep", "open"],
+)
+def test_a_target_file_that_is_no_python_is_named(tmp_path: Path, raw: bytes, message: str) -> None:
+    path = tmp_path / "t.py"
+    path.write_bytes(raw)
+    with pytest.raises(Stop, match=message):
+        loader.read(path)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\xef\xbb\xbf" + '"""caf\xe9"""\ndef target(lm): ...\n'.encode(),
+        '# coding: latin-1\n"""caf\xe9"""\ndef target(lm): ...\n'.encode("latin-1"),
+        '"""caf\xe9"""\r\ndef target(lm): ...\r\n'.encode(),
+    ],
+    ids=["byte order mark", "cookie", "windows"],
+)
+def test_a_target_file_is_read_as_python_reads_it(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "t.py"
+    path.write_bytes(raw)
+    sheet = loader.read(path)
+    assert (sheet.doc, sheet.functions) == ("caf\xe9", {"target": 1})
+    assert loader.load(path).module.__doc__ == "caf\xe9"
+
+
+def test_a_config_that_is_no_object_is_named(tmp_path: Path) -> None:
+    folder = runs.RunFolder(tmp_path)
+    for text, message in (("[1]", "config.json: a JSON list"), ("{", "config.json: not JSON")):
+        folder.config.write_text(text)
+        with pytest.raises(Stop, match=message):
+            folder.read_config()
 
 
 def test_target_names_are_split() -> None:

@@ -134,6 +134,22 @@ def test_every_method_prints_n_outcomes_a_prompt(work: Path, method: str) -> Non
     assert "log Z" in done.stderr
 
 
+def test_what_sample_prints_can_be_its_prompts_again(work: Path) -> None:
+    prompts = ["a\u2028b", "a\x85 c", "b \x0cc"]
+    (work / "p.jsonl").write_text(
+        "".join(json.dumps({"prompt": p}, ensure_ascii=False) + "\n" for p in prompts),
+        encoding="utf-8",
+    )
+    how = ("sample", "target.py", *MODEL, "--method", "importance", "-n", "2", "--prompts")
+    first = run(*how, "p.jsonl")
+    assert first.exit_code == 0, first.output
+    (work / "again.jsonl").write_text(first.stdout, encoding="utf-8")
+    second = run(*how, "again.jsonl")
+    assert second.exit_code == 0, second.output
+    found = [json.loads(line)["prompt"] for line in second.stdout.split("\n") if line]
+    assert found == [p for p in prompts for _ in range(4)]  # two outcomes of each of two lines
+
+
 def test_rejection_of_a_condition_keeps_to_it(work: Path) -> None:
     """The bound of a condition is 0, so none is needed; all outcomes meet it."""
     found = lines(run("sample", "target.py:hard", "--method", "rejection", *MODEL, "-n", 5))
