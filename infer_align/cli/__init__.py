@@ -4,17 +4,34 @@ A thin user of the library. Importing it loads Typer only; torch is loaded by th
 need it, so that ``--help`` and ``models`` are quick and work without any extra.
 """
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
 
 import infer_align
 from infer_align.cli import demo, exact, fitting, models, sampling, using
+from infer_align.cli.console import steady_output
 from infer_align.cli.errors import DEBUG
 
 __all__ = ["app"]
 
-app = typer.Typer(
+
+class App(typer.Typer):
+    """The program: what it prints cannot end it, and an interrupt at any time is a sentence."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Run the command that the arguments name, and exit with its status."""
+        try:
+            with steady_output():
+                super().__call__(*args, **options)
+        except KeyboardInterrupt:
+            if sys.stderr is not None:
+                print("error: interrupted", file=sys.stderr)
+            sys.exit(130)
+
+
+app = App(
     name="infer-align",
     no_args_is_help=True,
     add_completion=False,

@@ -1,5 +1,13 @@
-"""What a command prints: plain lines, tables, and a progress bar where there is a terminal."""
+"""What a command prints: plain lines, tables, and a progress bar where there is a terminal.
 
+Printing never ends a run: what a stream cannot take, closed, full, or of an encoding without our
+letters, is spelled or dropped (`Steady`). A command whose printing is its product says so at the
+end (`delivered`).
+"""
+
+import errno
+import io
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -7,6 +15,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from infer_align.cli.escapes import printable, spell, to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,14 +31,120 @@ LIVE = (
 """Metrics shown while fitting, and their names; the potential is log, reward/β of a tilt."""
 
 
+class Steady(io.TextIOBase):
+    """A standard stream that cannot fail: what it does not take is dropped, and remembered.
+
+    Parameters
+    ----------
+    stream : file, or None
+        None is a stream that was closed before we began.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream: Any = stream
+        self.lost: Exception | None = None if stream is not None else OSError("it is closed")
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Of the stream."""
+        return getattr(self.stream, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal, which a closed stream is not."""
+        try:
+            return bool(self.stream.isatty())
+        except (AttributeError, ValueError, OSError):
+            return False
+
+    def fileno(self) -> int:
+        """Of the stream; OSError without one."""
+        if self.stream is None:
+            raise io.UnsupportedOperation("fileno of a closed stream")
+        return int(self.stream.fileno())
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        self._try("write", spell(text, self.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        self._try("flush")
+
+    def _try(self, what: str, *arguments: str) -> None:
+        if self.lost is not None:
+            return
+        try:
+            getattr(self.stream, what)(*arguments)
+        except (OSError, ValueError) as error:  # ValueError: of a closed file
+            self.lost = error
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Point the descriptor elsewhere, or Python fails at its end to flush what is left."""
+        try:
+            if any(self.stream is standard for standard in (sys.__stdout__, sys.__stderr__)):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.fileno())
+                os.close(nowhere)
+        except (OSError, ValueError, AttributeError):
+            pass
+
+
+@contextmanager
+def steady_output() -> Iterator[None]:
+    """Both standard streams `Steady` while something runs, and flushed at its end."""
+    old = sys.stdout, sys.stderr
+    steady = sys.stdout, sys.stderr = Steady(old[0]), Steady(old[1])
+    try:
+        yield
+    finally:
+        for stream in steady:
+            stream.flush()
+        sys.stdout, sys.stderr = old
+
+
+def delivered() -> None:
+    """Make sure that everything printed so far has arrived, where that is what was asked for.
+
+    Raises
+    ------
+    typer.Exit
+        With 141, as of SIGPIPE, if the reader has gone: ``head`` has read enough.
+    OSError
+        If standard output is closed, or its disk is full.
+    """
+    sys.stdout.flush()
+    lost = sys.stdout.lost if isinstance(sys.stdout, Steady) else None
+    if isinstance(lost, OSError) and lost.errno in (errno.EPIPE, errno.ESHUTDOWN):
+        raise typer.Exit(141)
+    if lost is not None:
+        raise OSError(f"standard output cannot be written: {lost}; give it a file that can")
+
+
 def say(text: str = "") -> None:
     """Print a line on standard output."""
-    typer.echo(text)
+    typer.echo(printable(text))
+
+
+def record(value: Any) -> None:
+    """Print a value as a line of strict JSON."""
+    line = to_json(value)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    if spell(line, encoding) != line:  # escapes of JSON, not ours
+        line = to_json(value, ascii_only=True)
+    typer.echo(line)
+    if isinstance(sys.stdout, Steady) and sys.stdout.lost is not None:
+        delivered()
 
 
 def notice(text: str) -> None:
     """Print a line on standard error: something to know, not an error."""
-    typer.secho(f"note: {text}", fg="yellow", err=True)
+    typer.secho(f"note: {printable(text)}", fg="yellow", err=True)
 
 
 def console() -> "Console":
@@ -96,7 +212,7 @@ def _seconds(each: float) -> str:
 def meter(label: str, total: int, *, done: int = 0, lines: int = 20) -> Iterator[Meter]:
     """A `Meter`, drawn by Rich on a terminal."""
     out = Meter(label, total, done=done, lines=lines)
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         yield out
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -117,7 +233,7 @@ def meter(label: str, total: int, *, done: int = 0, lines: int = 20) -> Iterator
         MofNCompleteColumn(),
         TextColumn("[dim]{task.fields[pace]}"),
     )
-    with Bar(*columns) as bar:
+    with Bar(*columns, console=console()) as bar:
         out.bar = bar
         out.task = bar.add_task(label, total=total, completed=done, live="", pace="")
         yield out

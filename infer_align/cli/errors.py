@@ -5,6 +5,9 @@ an interrupt. ``--debug`` or ``INFER_ALIGN_DEBUG=1`` lets the exception through.
 """
 
 import functools
+import os
+import site
+import sysconfig
 import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -13,8 +16,13 @@ from typing import Any
 
 import typer
 
+from infer_align.cli.escapes import printable
+
 DEBUG: ContextVar[bool] = ContextVar("infer_align_debug", default=False)
-PACKAGE = str(Path(__file__).resolve().parents[1])
+PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
+CATALOGUE = os.path.join(PACKAGE, "_models")
+LONGEST = 4000
+"""Characters of an exception's message that are shown."""
 EXTRAS = {
     "torch": ("torch", "pyro", "transformers", "peft", "safetensors", "gguf", "vaderSentiment"),
     "jax": ("jax", "numpyro", "optax"),
@@ -31,18 +39,25 @@ class Stop(Exception):
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose exceptions become one message and an exit status."""
+    """A command whose exceptions become one message and an exit status.
+
+    Those too that are meant to end a program: a target file that calls ``sys.exit`` is an error.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
         try:
             command(*args, **options)
-        except (Exception, KeyboardInterrupt) as error:
-            if DEBUG.get() or isinstance(error, typer.Exit):
-                raise
+        except typer.Exit:
+            raise
+        except BaseException as error:
             message, code = describe(error)
+            if DEBUG.get():
+                if isinstance(error, SystemExit):  # the one that would end without a traceback
+                    raise RuntimeError(message) from error
+                raise
             typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
-            typer.echo(message, err=True)
+            typer.echo(printable(message), err=True)
             raise typer.Exit(code) from None
 
     return run
@@ -58,20 +73,71 @@ def describe(error: BaseException) -> tuple[str, int]:
         return f"{error.name} is not installed; it comes with: {install_line(extra)}", 2
     if isinstance(error, ValueError | OSError):
         return explain(error), 2
+    if isinstance(error, SystemExit):
+        return explain(error), 1
     return f"{explain(error)}\n(--debug shows the traceback)", 1
 
 
 def explain(error: BaseException) -> str:
-    """What an exception says, and where in the user's own file it was raised."""
+    """What an exception says, and where in the user's own file it was raised.
+
+    The place is the last frame that is neither ours nor a library's. What our own code raises as
+    a ``ValueError`` is a message for the user; of anything else the kind is named too.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    where = next((f for f in reversed(frames) if not f.filename.startswith(PACKAGE)), None)
-    ours = not frames or frames[-1].filename.startswith(PACKAGE)
-    text = str(error) or type(error).__name__
-    if not isinstance(error, ValueError | OSError):
-        text = f"{type(error).__name__}: {error}".rstrip(": ")
-    if ours or where is None or "site-packages" in where.filename:
+    user = _users_frame(error)
+    ours = not frames or _is_ours(frames[-1].filename)
+    text = _words(error)
+    if isinstance(error, MemoryError):
+        text = f"out of memory{text and ': '}{text}: take less at a time (--n, --token-budget)"
+    elif isinstance(error, SystemExit):
+        text = f"the program was ended by sys.exit({error.code!r}), not by infer-align"
+    elif not text:
+        line = f" at `{frames[-1].line}`" if frames and frames[-1].line else ""
+        text = f"{type(error).__name__}, without a message{line}"
+    elif not isinstance(error, ValueError | OSError) or (user is not None and not ours):
+        text = f"{type(error).__name__}: {text}"
+    if user is None:
         return text
-    return f"{text} (in {where.name}, {where.filename}, line {where.lineno})"
+    place = "" if user.name == "<module>" else f"in {user.name}, "
+    return f"{text} ({place}{user.filename}, line {user.lineno})"
+
+
+def _words(error: BaseException) -> str:
+    try:
+        text = str(error).strip()
+    except Exception:  # an exception of the user's that cannot say what it is
+        return ""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
+
+
+def _users_frame(error: BaseException) -> traceback.FrameSummary | None:
+    """The last frame in a file of the user's, of the exception or of what caused it."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+            if not (frame.filename.startswith("<") or _is_ours(frame.filename)
+                    or frame.filename.startswith(_libraries())):  # fmt: skip
+                return frame
+        cause = cause.__cause__
+    return None
+
+
+def _is_ours(filename: str) -> bool:
+    """Whether a file is the package's; its catalogue reads as a user's file would."""
+    return filename.startswith(PACKAGE) and not filename.startswith(CATALOGUE)
+
+
+@functools.cache
+def _libraries() -> tuple[str, ...]:
+    """Folders of the standard library and of installed packages."""
+    paths = sysconfig.get_paths()
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    found = {paths[name] for name in names} | {str(Path(functools.__file__).parent)}
+    found |= {*site.getsitepackages(), site.getusersitepackages()}
+    return tuple(folder + os.sep for folder in sorted(found))
 
 
 def extra_of(module: str | None) -> str | None:

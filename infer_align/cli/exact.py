@@ -1,6 +1,5 @@
 """`infer-align exact`: what a small target, or a memoryless model, is exactly."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from infer_align.cli import options as o
-from infer_align.cli.console import notice, say
+from infer_align.cli.console import delivered, notice, record, say
 from infer_align.cli.errors import Stop, reported
 from infer_align.cli.loader import Loaded, find, load_any, split
 from infer_align.cli.tables import print_table
@@ -91,7 +90,7 @@ def exact(
             raise Stop("--whole-n belongs to --memoryless; with TARGET.py --n says the numbers")
         name, report = _declared(target, given=(p, r, q, m), delta=delta, draws=n)
     if as_json:
-        say(json.dumps(report))
+        record(report)
     else:
         _print(report)
     if out is not None or not as_json:
@@ -101,6 +100,7 @@ def exact(
         files = draw(report, folder)
         if files and not as_json:
             say(f"\nplots: {', '.join(str(file) for file in files)}")
+    delivered()
 
 
 def _memoryless(

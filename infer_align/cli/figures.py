@@ -35,6 +35,7 @@ def svg(
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": not whole,
         "grid.color": FAINT, "grid.linewidth": 0.5, "axes.axisbelow": True,
         "legend.frameon": False, "axes.formatter.useoffset": False,
+        "text.parse_math": False,  # prompts and names of features have dollars
     }  # fmt: skip
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")

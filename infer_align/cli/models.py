@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from infer_align.cli.console import say
+from infer_align.cli.console import delivered, say
 from infer_align.cli.errors import reported
 from infer_align.cli.loader import Sheet, catalogue, entry
 
@@ -26,6 +26,7 @@ def models(
     """
     if name is not None:
         _show(entry(name))
+        delivered()
         return
     sheets = catalogue()
     width = max(map(len, sheets))
@@ -35,6 +36,7 @@ def models(
         if numbers:
             say(textwrap.indent(textwrap.fill(numbers, WIDTH - width), " " * (width + 2)))
     say("\ninfer-align models NAME shows one of them.")
+    delivered()
 
 
 def _show(sheet: Sheet) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infer_align.cli import assessment_figures, evaluation, figures
+from infer_align.cli.escapes import printable
 from infer_align.cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -114,12 +115,17 @@ def write_report(
         "<h2>Settings</h2>",
         _settings(config),
     ]
-    page = (
+    path.write_text(_page(title, body), encoding="utf-8")
+
+
+def _page(title: str, body: Sequence[str]) -> str:
+    """The page; what completions, prompts and names hold in control characters is escaped."""
+    head = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style></head>\n<body>\n"
     )
-    path.write_text(page + "\n".join(body) + "\n</body></html>\n", encoding="utf-8")
+    return printable(head + "\n".join(body) + "\n</body></html>\n")
 
 
 def _summary(config: Mapping[str, Any], beta: float | None) -> str:

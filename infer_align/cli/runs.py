@@ -13,7 +13,6 @@
 
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from infer_align.cli.errors import Stop
+from infer_align.cli.escapes import to_json
 from infer_align.cli.text import parse_object, read_lines, read_text
 
 CONFIG = "config.json"
@@ -96,7 +96,7 @@ class RunFolder:
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the config in one piece."""
         fresh = self.config.with_suffix(".new")
-        fresh.write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        fresh.write_text(to_json(config, indent=1) + "\n", encoding="utf-8")
         fresh.replace(self.config)
 
     def read_config(self) -> dict[str, Any]:
@@ -137,9 +137,7 @@ class RunFolder:
 
 def as_line(row: Mapping[str, float]) -> str:
     """One line of JSON, strictly: numbers that are not finite become texts."""
-    plain = {k: v if math.isfinite(v) else str(v) for k, v in row.items()}
-    plain["step"] = int(row["step"])
-    return json.dumps(plain) + "\n"
+    return to_json({**row, "step": int(row["step"])}) + "\n"
 
 
 def default_folder(stem: str) -> Path:

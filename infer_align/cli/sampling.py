@@ -1,6 +1,5 @@
 """`infer-align sample`: continuations of a fitted run, or weighted samples of a target."""
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,9 @@ import typer
 
 from infer_align.cli import methods
 from infer_align.cli import options as o
-from infer_align.cli.console import notice, say
+from infer_align.cli.console import delivered, notice, record
 from infer_align.cli.errors import Stop, reported
+from infer_align.cli.escapes import printable
 from infer_align.cli.loader import find, load_any, split
 from infer_align.cli.runs import RunFolder
 from infer_align.cli.settings import Settings
@@ -120,7 +120,8 @@ def sample(
         notice("no twist in the target's file: smc without one is importance sampling")
     drawn = methods.draw(method, source, n, choices, twist)
     for line in _lines(drawn, source, job):
-        say(json.dumps(line, ensure_ascii=False))
+        record(line)
+    delivered()
     _summarise(drawn, job)
 
 
@@ -149,7 +150,8 @@ def _print_draws(
                 **_completion(job, y[i, k]),
                 "log_prob": float(log_prob[i, k]),
             }
-            say(json.dumps(line, ensure_ascii=False))
+            record(line)
+    delivered()
 
 
 def _completion(job: "Job", ids: Any) -> dict[str, Any]:
@@ -213,7 +215,7 @@ def _lines(
     texts = [None] * contexts if job is None or job.prompts is None else job.prompts
     for k in range(contexts):
         for i in range(n):
-            values = {name: _plain(x[i, k]) for name, x in flat.items()}
+            values = {name: float(x[i, k]) for name, x in flat.items()}
             yield {
                 "prompt": texts[k],
                 **_outcome(outcomes, len(source.shape), i, k, job),
@@ -239,11 +241,6 @@ def _outcome(outcomes: Any, context_axes: int, i: int, k: int, job: "Job | None"
     return {"outcome": np.asarray(one).tolist()}
 
 
-def _plain(x: Any) -> float | str:
-    """A number of strict JSON: what is not finite becomes a text, as in metrics.jsonl."""
-    return float(x) if math.isfinite(x) else str(float(x))
-
-
 def _summarise(drawn: "WeightedSample", job: "Job | None") -> None:
     """What the sample says of log Z, and what it is worth, on standard error."""
     from infer_align import diagnostics
@@ -263,7 +260,7 @@ def _summarise(drawn: "WeightedSample", job: "Job | None") -> None:
         f"Pareto k-hat  {float(data['pareto_khat']):.2f}",
     ]
     for text in lines:
-        typer.echo(text, err=True)
+        typer.echo(printable(text), err=True)
     for note in filter(None, data.attrs["notes"].split("\n")):
         notice(note)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from infer_align.cli.console import console, say
+from infer_align.cli.escapes import printable
 
 if TYPE_CHECKING:
     from infer_align.cli.evaluation import Row, Sample, Verdict
@@ -31,7 +32,7 @@ def print_table(heads: Sequence[str], lines: Sequence[Sequence[Any]]) -> None:
     for head in heads:
         table.add_column(Text(head), overflow="fold")
     for line in lines:
-        table.add_row(*(Text(str(cell)) for cell in line))
+        table.add_row(*(Text(printable(str(cell))) for cell in line))
     console().print(table)
 
 
@@ -56,4 +57,4 @@ def print_verdict(verdict: "Verdict", *, exam: bool) -> None:
     for good, reason in verdict.reasons:
         say(f"  {'✓' if good else '✗'} {reason}")
     word, rest = verdict.words(exam=exam)
-    typer.secho(f"{word}: {rest}", fg="green" if verdict.passed else "red", bold=True)
+    typer.secho(printable(f"{word}: {rest}"), fg="green" if verdict.passed else "red", bold=True)

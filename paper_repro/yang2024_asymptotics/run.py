@@ -225,6 +225,12 @@ def print_model(report: dict[str, Any]) -> None:
     print("--json has all sections: " + ", ".join(sorted(report)))
 
 
+def strict_json(report: Any) -> str:
+    """JSON in which what is not finite is a text, as `infer-align exact --json` prints it."""
+    texts = {"Infinity": "inf", "-Infinity": "-inf", "NaN": "nan"}
+    return json.dumps(json.loads(json.dumps(report), parse_constant=texts.__getitem__))
+
+
 def main() -> int:
     """Run the checks, or print the numbers of a model."""
     parser = argparse.ArgumentParser(
@@ -247,7 +253,7 @@ def main() -> int:
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        print(json.dumps(report)) if options.json else print_model(report)
+        print(strict_json(report)) if options.json else print_model(report)
         return 0
     done = list(checks(smoke=options.smoke))
     if options.json:

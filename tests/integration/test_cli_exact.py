@@ -58,7 +58,20 @@ def run(*arguments: object) -> Result:
 def report(*arguments: object) -> dict[str, Any]:
     done = run(*arguments, "--json")
     assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
+    return numbers(json.loads(done.stdout, parse_constant=no_json))
+
+
+def no_json(constant: str) -> None:
+    pytest.fail(f"{constant} is no JSON")
+
+
+def numbers(value: Any) -> Any:
+    """What is not finite as a number again: JSON has it as a text."""
+    if isinstance(value, dict):
+        return {key: numbers(x) for key, x in value.items()}
+    if isinstance(value, list):
+        return [numbers(x) for x in value]
+    return float(value) if value in ("inf", "-inf", "nan") else value
 
 
 def is_plot(path: Path) -> bool:
