@@ -115,7 +115,8 @@ def cumulative_logsumexp(x: Array) -> Array:
 def concrete(x: Array) -> np.ndarray | None:
     """The values of an array as NumPy's, or None where they are not known while tracing."""
     if array_api_compat.is_torch_array(x):
-        return x.detach().cpu().numpy()
+        x = x.detach().cpu()
+        return (x.float() if x.is_floating_point() and x.element_size() < 4 else x).numpy()
     try:
         return np.asarray(x)
     except TypeError:  # a JAX tracer; outside jit its entries are still known

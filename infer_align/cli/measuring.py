@@ -158,9 +158,8 @@ def _frontier(tree: "xarray.DataTree", listing: Listing) -> dict[str, Any]:
     if log_prior.size > CURVE or not np.isfinite(density[possible]).all():
         return {}
     potential = np.where(possible, density - np.where(possible, log_prior, 0.0), 0.0)
-    potential = np.round(potential, 9)  # equal rewards tie, whatever their rounding
     laws = [
-        RewardLaw.of_outcomes(x, p - np.logaddexp.reduce(p))
+        RewardLaw.of_outcomes(x, p - np.logaddexp.reduce(p), tolerance=1e-9)
         for x, p in zip(potential.T, log_prior.T, strict=True)
     ]
     law = _MeanLaw(laws)

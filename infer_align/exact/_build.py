@@ -7,6 +7,7 @@ from typing import Any
 import array_api_compat.numpy
 import numpy as np
 
+from infer_align import _ties
 from infer_align._numerics import namespace
 from infer_align.exact._engines import (
     MAX_DIFFERENTIABLE,
@@ -158,8 +159,7 @@ def reward_law_of_counts(
             f"the reward of counts of shape {counts.shape} must be {len(counts)} numbers, "
             f"got shape {values.shape}"
         )
-    scale = float(np.abs(values).max()) or 1.0
-    rounded = np.round(values, digits - 1 - math.floor(math.log10(scale))) + 0.0
+    rounded = _ties.in_digits(values, digits)
     order = np.argsort(rounded, kind="stable")
     starts = np.flatnonzero(np.diff(rounded[order], prepend=-math.inf) > 0)
     table = TypeTable(columns, order, starts, rounded[order][starts])

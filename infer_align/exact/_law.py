@@ -18,8 +18,8 @@ from infer_align._numerics import (
     namespace,
 )
 from infer_align.divergences import FDivergence, reverse_kl
-from infer_align.exact._edges import Edges, whole_numbers
-from infer_align.exact._rewards import combine, exact_rewards
+from infer_align.exact._edges import Edges
+from infer_align.exact._listing import Levels
 
 LevelMean = Callable[[Array], Array]
 
@@ -96,19 +96,27 @@ class RewardLaw:
 
     @classmethod
     def of_outcomes(
-        cls, rewards: Any, log_prob: Float[Any, " n"], *, length: int = 1
+        cls,
+        rewards: Any,
+        log_prob: Float[Any, " n"],
+        *,
+        length: int = 1,
+        tolerance: float | int | None = None,
     ) -> "RewardLaw":
         """The law of a reward over listed outcomes, those of a `Space` for instance.
 
         Parameters
         ----------
         rewards : sequence of n numbers
-            One an outcome. Equal numbers tie, as they are written: round what is computed in
-            floating point.
+            One an outcome. Floats tie within 16 units in the last place of the largest, as for
+            `infer_align.RewardCdf`: sums in another order are one level. Whole numbers, fractions,
+            decimals and texts tie where they are equal, as written.
         log_prob : array, shape (n,)
             Normalised log-probabilities of the outcomes; −inf is ordinary.
         length : int
             Number of tokens, for what is quoted per token.
+        tolerance : float, optional
+            Distance within which floats tie; 0 takes them as they are written too.
 
         Returns
         -------
@@ -124,41 +132,23 @@ class RewardLaw:
         --------
         >>> import numpy as np
         >>> from infer_align.exact import RewardLaw
-        >>> law = RewardLaw.of_outcomes([1.0, 0.5, 1.0], np.log([0.2, 0.5, 0.3]))
+        >>> law = RewardLaw.of_outcomes([0.1 + 0.2, 0.1, 0.3], np.log([0.2, 0.5, 0.3]))
         >>> law.rewards.tolist(), np.exp(law.log_prob).round(6).tolist()
-        ([0.5, 1.0], [0.5, 0.5])
+        ([0.1, 0.3], [0.5, 0.5])
         """
-        xp = namespace(log_prob)
-        exact = exact_rewards(rewards)
-        if len(exact) != log_prob.shape[0]:
+        xp, given = namespace(log_prob), len(rewards)
+        if given != log_prob.shape[0]:
             raise ValueError(
-                f"{len(exact)} rewards for {log_prob.shape[0]} outcomes; give one reward an outcome"
+                f"{given} rewards for {log_prob.shape[0]} outcomes; give one reward an outcome"
             )
         check_normalised(xp.exp(log_prob), "the outcomes' probabilities")
         known = concrete(log_prob)
-        possible = np.ones(len(exact), dtype=bool) if known is None else known > -math.inf
-        codes = np.array(exact.codes(1), dtype=object)
-        units = [unit.value() for unit in exact.units]
-        members = [j for j in range(len(exact)) if possible[j]]
-        members.sort(key=lambda j: combine(exact.keys[j], units))
-        new = [i for i, j in enumerate(members) if i == 0 or codes[j] != codes[members[i - 1]]]
-        groups = np.split(np.array(members), new[1:])
-        level_log_prob = xp.stack(
-            [logsumexp(xp.take(log_prob, xp.asarray(g), axis=0), axis=0) for g in groups]
-        )
-
-        def level_mean(values: Array) -> Array:
-            shares = [xp.exp(xp.take(log_prob, xp.asarray(g), axis=0)) for g in groups]
-            kept = [xp.take(xp.asarray(values), xp.asarray(g), axis=0) for g in groups]
-            total = xp.stack([xp.sum(s * v) for s, v in zip(shares, kept, strict=True)])
-            return total / xp.exp(level_log_prob)
-
-        first = np.array([g[0] for g in groups])
-        keys = whole_numbers(codes[first].tolist(), 2)
+        possible = np.ones(given, dtype=bool) if known is None else known > -math.inf
+        levels = Levels(rewards, np.flatnonzero(possible), tolerance)
         return cls(
-            xp.asarray(exact.take(first.tolist()).values()), level_log_prob, length, "listing",
-            f"{len(members)} outcomes listed", lambda: keys, level_mean,
-            make_above=exact.above(lambda: keys),
+            xp.asarray(levels.values), levels.log_sums(log_prob), length, "listing",
+            f"{possible.sum()} outcomes listed", lambda: levels.keys,
+            lambda values: levels.means(log_prob, values), make_above=levels.above,
         )  # fmt: skip
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from infer_align import _ties
 from infer_align._numerics import Array, concrete, namespace
 from infer_align.exact._build import reward_law
 from infer_align.exact._law import RewardLaw
@@ -28,8 +29,9 @@ class Letters(NamedTuple):
 def potential_law(target: Any, *contexts: Any, scale: float | int = 1.0) -> RewardLaw:
     """The law of a target's log-potential under its prior, given that it is not −inf.
 
-    Rewards that a program computes are rounded, to 12 significant digits of the largest (5 in
-    float32): sums in another order would break ties.
+    Rewards that a program computes tie within 16 units in the last place of the largest and are
+    rounded to that, as for `infer_align.RewardCdf`: sums in another order would break ties. Terms
+    of independent tokens are rounded to 12 significant digits of the largest (5 in float32).
 
     Parameters
     ----------
@@ -85,8 +87,8 @@ def potential_law(target: Any, *contexts: Any, scale: float | int = 1.0) -> Rewa
     potential = _single(space.log_potential(target, *contexts), len(space))
     kept = np.flatnonzero(potential > -math.inf)
     log_prior = log_prior[kept] - np.logaddexp.reduce(log_prior[kept])
-    rewards = _rounded(scale * potential[kept], potential.dtype)
-    return RewardLaw.of_outcomes(rewards, log_prior, length=length)
+    rewards = _ties.merged(scale * potential[kept], decimals=True)
+    return RewardLaw.of_outcomes(rewards, log_prior, length=length, tolerance=0.0)
 
 
 def additive_letters(problem: Problem, *, scale: float | int = 1.0) -> Letters | None:
@@ -141,6 +143,4 @@ def _plain(x: Array) -> np.ndarray:
 def _rounded(values: np.ndarray, dtype: Any) -> list[float]:
     """To 12 significant digits of the largest, 5 of single precision."""
     digits = 12 if dtype == np.float64 else 5
-    top = float(np.abs(values).max(initial=0.0))
-    places = digits - 1 - math.floor(math.log10(top)) if top else 0
-    return (np.round(values.astype(float), places) + 0.0).tolist()
+    return _ties.in_digits(values.astype(np.float64), digits).tolist()

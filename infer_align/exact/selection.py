@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from infer_align import _ties
 from infer_align._numerics import (
     Array,
     concrete,
@@ -335,7 +336,8 @@ def threshold(law: RewardLaw, reward: float | int) -> Float[Any, " levels"]:
     ----------
     law : RewardLaw
     reward : float
-        Total over the sequence; at most the highest level.
+        Total over the sequence; at most the highest level. A level within 16 units in the last
+        place of the largest is reached: 3·0.2 reaches 0.6.
 
     Returns
     -------
@@ -347,13 +349,17 @@ def threshold(law: RewardLaw, reward: float | int) -> Float[Any, " levels"]:
     ValueError
         If no level reaches the threshold.
     """
-    if not reward <= law.reward_range[1]:
+    levels = np.asarray(concrete(law.rewards))
+    lowest = _ties.nearest(levels, reward)
+    if lowest < 0:
+        lowest = int(np.searchsorted(levels, reward))
+    if lowest == len(levels) or math.isnan(reward):
         raise ValueError(
             f"no outcome reaches a reward of {reward}: the highest level is "
             f"{law.reward_range[1]:.6g}"
         )
     xp = namespace(law.log_prob)
-    kept = xp.where(law.rewards >= reward, law.log_prob, -math.inf)
+    kept = xp.where(xp.arange(len(law)) >= lowest, law.log_prob, -math.inf)
     return kept - logsumexp(kept, axis=0)
 
 

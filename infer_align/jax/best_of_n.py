@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from infer_align import _ties
 from infer_align.exact._cdf import cdf_of_support
-from infer_align.targets import add_potential, best_of_draws, check_draws
+from infer_align.targets import add_potential, best_of_draws, check_draws, tolerance_of
 
 __all__ = ["BestOfN"]
 
@@ -104,7 +105,7 @@ class BestOfN(dist.Distribution):
         noise = jax.random.gumbel(keep_key, rewards.shape)
         top = jnp.max(rewards, axis=0)
         if self.temperature is None:
-            score = jnp.where(rewards >= top - _rounding(rewards), noise, -jnp.inf)
+            score = jnp.where(self._tied(rewards), noise, -jnp.inf)
         else:
             some = top > -jnp.inf
             log_weight = (rewards - jnp.where(some, top, 0.0)) / self.temperature
@@ -140,6 +141,11 @@ class BestOfN(dist.Distribution):
         with jax.ensure_compile_time_eval():  # what is known needs no compilation, even under jit
             return cdf_of_support(self.base, self.reward, *self.contexts)
 
+    def _tied(self, rewards: jax.Array) -> jax.Array:
+        """Which of the n draws on axis 0 are the best."""
+        draws = rewards.ndim - len(self.batch_shape)
+        return _ties.best(rewards, draws, tolerance_of(self.reward_cdf, self.contexts))
+
     def _rewards(self, y: jax.Array) -> jax.Array:
         rewards = jnp.asarray(self.reward(y, *self.contexts)) * 1.0
         wanted = (y.shape[0], *self.batch_shape)
@@ -149,9 +155,3 @@ class BestOfN(dist.Distribution):
                 f"one number an outcome, {wanted}: sum over the token axis with .sum(-1)"
             )
         return rewards
-
-
-def _rounding(rewards: jax.Array) -> jax.Array:
-    """Distance within which rewards tie, as in `RewardCdf`."""
-    size = jnp.max(jnp.where(jnp.isfinite(rewards), jnp.abs(rewards), 0.0), axis=0)
-    return 16 * jnp.finfo(rewards.dtype).eps * size

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from infer_align import _ties
 from infer_align._numerics import concrete
 from infer_align.samplers._outcomes import (
     Outcomes,
@@ -25,7 +26,14 @@ CHUNK = 4096
 """Proposals drawn at once."""
 
 
-def best_of_n(source: Source, reward: Callable[[Any], Any], n: int, m: int) -> WeightedSample:
+def best_of_n(
+    source: Source,
+    reward: Callable[[Any], Any],
+    n: int,
+    m: int,
+    *,
+    tolerance: float | int | None = None,
+) -> WeightedSample:
     r"""Draws of the best-of-n distribution: the outcome of n with the greatest reward.
 
     .. math:: p_n(y) = q(y) \frac{F(r(y))^n - F(r(y)^-)^n}{F(r(y)) - F(r(y)^-)}
@@ -44,6 +52,9 @@ def best_of_n(source: Source, reward: Callable[[Any], Any], n: int, m: int) -> W
         Outcomes that the best is taken of.
     m : int
         Draws in each context.
+    tolerance : float, optional
+        Distance within which rewards tie, as of `infer_align.RewardCdf`. By default 16 units in the
+        last place of the largest reward drawn.
 
     Returns
     -------
@@ -70,7 +81,8 @@ def best_of_n(source: Source, reward: Callable[[Any], Any], n: int, m: int) -> W
     if n < 1 or m < 1:
         raise ValueError(f"n and m must be at least 1, got n={n}, m={m}")
     at_once = max(1, CHUNK // n)
-    parts = [_best(source, reward, n, min(at_once, m - start)) for start in range(0, m, at_once)]
+    sizes = [min(at_once, m - start) for start in range(0, m, at_once)]
+    parts = [_best(source, reward, n, size, tolerance) for size in sizes]
     outcomes = each(lambda *x: np.concatenate(x), *(host for host, _, _ in parts))
     log_target = np.concatenate([log_p for _, log_p, _ in parts])
     shape = (m, *source.shape)
@@ -86,7 +98,7 @@ def best_of_n(source: Source, reward: Callable[[Any], Any], n: int, m: int) -> W
 
 
 def _best(
-    source: Source, reward: Callable[[Any], Any], n: int, m: int
+    source: Source, reward: Callable[[Any], Any], n: int, m: int, tolerance: float | int | None
 ) -> tuple[Outcomes, np.ndarray, Outcomes]:
     """The best of each of m groups of n, their log P, and the outcomes as they came."""
     drawn = source.draw(n * m)
@@ -100,9 +112,9 @@ def _best(
         )
     if np.any(np.isnan(values)):
         raise ValueError(f"the reward is NaN for {int(np.isnan(values).sum())} outcomes")
-    groups = values.reshape(m, n, -1)
-    best = groups == groups.max(axis=1, keepdims=True)
+    groups = values.reshape(m, n, -1).swapaxes(0, 1)
+    best = _ties.best(groups, 2, tolerance)
     lot = np.where(best, source.rng.random(groups.shape), -1.0)
-    rows = np.argmax(lot, axis=1) + n * np.arange(m)[:, None]
+    rows = np.argmax(lot, axis=0) + n * np.arange(m)[:, None]
     host = flat_contexts(to_host(drawn.outcomes), len(source.shape))
     return take(host, rows), take(drawn.log_target.reshape(n * m, -1), rows), drawn.outcomes

@@ -22,6 +22,7 @@ from infer_align.targets._budget import Budget, kl_budget
 from infer_align.targets._budget import exact_budget as exact_budget
 from infer_align.targets._capabilities import check_provides
 from infer_align.targets._cdf import RewardCdf
+from infer_align.targets._cdf import tolerance_of as tolerance_of
 from infer_align.targets._combinators import condition, product, tilt
 from infer_align.targets._declared import Constrained as Constrained
 from infer_align.targets._declared import Moment, moment, unconstrained

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from infer_align._numerics import (
     Array,
     log1m_exp_neg_exp,
@@ -17,6 +19,7 @@ from infer_align._numerics import (
     logsumexp,
     namespace,
 )
+from infer_align._ties import ULPS, precision, real
 from infer_align.targets._cdf import Cdf, Place, RewardCdf, check_cdf, is_estimated, place_of
 from infer_align.targets._combinators import extend
 from infer_align.targets._soft import soft_error, soft_log_ratio
@@ -270,7 +273,9 @@ def top_fraction(base: Any, reward: LogPotential, fraction: float | int, cdf: Cd
     )  # fmt: skip
 
 
-def threshold(base: Any, reward: LogPotential, at_least: float | int) -> Target:
+def threshold(
+    base: Any, reward: LogPotential, at_least: float | int, *, tolerance: float | int | None = None
+) -> Target:
     """The base given that the reward reaches a threshold: draw again until it does.
 
     Parameters
@@ -280,6 +285,10 @@ def threshold(base: Any, reward: LogPotential, at_least: float | int) -> Target:
         ``(y, *contexts) -> (n, *contexts)``.
     at_least : float
         In units of the reward.
+    tolerance : float, optional
+        By how much a reward may fall short of it. By default 16 units in its last place, so that
+        sums in another order reach it alike; of a threshold of 0 that is nothing: give a tolerance
+        if the reward is a sum that cancels.
 
     Raises
     ------
@@ -297,7 +306,14 @@ def threshold(base: Any, reward: LogPotential, at_least: float | int) -> Target:
     """
     if math.isnan(at_least):
         raise ValueError("at_least is the reward that an outcome must reach, got NaN")
-    accepts = lambda y, *contexts: indicator(reward(y, *contexts) >= at_least)
+    slack = 0.0 if math.isinf(at_least) else tolerance
+
+    def accepts(y: Any, *contexts: Any) -> Array:
+        values = reward(y, *contexts)
+        values = real(values if hasattr(values, "dtype") else np.asarray(values))
+        short = ULPS * precision(values) * abs(at_least) if slack is None else slack
+        return indicator(values >= at_least - short)
+
     return extend(base, accepts, f"threshold_{at_least:g}")
 
 

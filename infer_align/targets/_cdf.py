@@ -18,11 +18,9 @@ from array_api_compat import device, is_torch_array
 from jaxtyping import Float
 
 from infer_align._numerics import Array, logsumexp, namespace
+from infer_align._ties import precision, real, widths
 from infer_align.targets._levels import Sums, Table, host, known, look_up, table_of
 from infer_align.targets._target import LogPotential
-
-ULPS = 16
-"""Rewards that differ by so many units in the last place of the largest one tie."""
 
 
 class Spread(NamedTuple):
@@ -101,7 +99,8 @@ class RewardCdf:
     size : array, shape (contexts,), optional
         Effective number of samples of an estimate; None: exact.
     tolerance : float, optional
-        Distance within which rewards tie. By default 16 units in the last place of the largest.
+        Distance within which rewards tie, and the most that a level is wide. By default 16 units in
+        the last place of the largest reward, the lowest level apart.
 
     Examples
     --------
@@ -117,7 +116,7 @@ class RewardCdf:
     table: Table | None = None
     formula: Callable[[Array], tuple[Array, Array]] | None = None
     size: Array | None = None
-    tolerance: float | None = None
+    tolerance: float | int | None = None
 
     @classmethod
     def exact(
@@ -125,7 +124,7 @@ class RewardCdf:
         rewards: Float[Any, "N *contexts"],
         log_prob: Float[Any, "N *contexts"],
         *,
-        tolerance: float | None = None,
+        tolerance: float | int | None = None,
     ) -> "RewardCdf":
         """From the rewards of all outcomes, or of all levels, and their log-probabilities.
 
@@ -153,8 +152,7 @@ class RewardCdf:
                     "every outcome of the prior once, or give rewards of samples to "
                     "RewardCdf.estimate"
                 )
-        width = _width(rewards, tolerance)
-        table = table_of(rewards, log_prob, width, squares=False)
+        table = table_of(rewards, log_prob, widths(rewards, tolerance), squares=False)
         return cls(shape, table, tolerance=tolerance)
 
     @classmethod
@@ -191,7 +189,7 @@ class RewardCdf:
         rewards: Float[Any, "m *contexts"],
         log_weights: Float[Any, "m *contexts"] | None = None,
         *,
-        tolerance: float | None = None,
+        tolerance: float | int | None = None,
     ) -> "RewardCdf":
         r"""From the rewards of m samples, the outcome asked about counting as one more.
 
@@ -226,7 +224,7 @@ class RewardCdf:
         [0.25, 1.0, 1.0]
         """
         xp = namespace(rewards)
-        weights = xp.zeros_like(_real(rewards)) if log_weights is None else log_weights
+        weights = xp.zeros_like(real(rewards)) if log_weights is None else log_weights
         rewards, weights, shape = _flat(rewards, weights)
         if rewards.shape[0] < 2:
             raise ValueError(
@@ -240,7 +238,7 @@ class RewardCdf:
                 "distribution that covers the prior"
             )
         log_prob = weights - total
-        table = table_of(rewards, log_prob, _width(rewards, tolerance), squares=True)
+        table = table_of(rewards, log_prob, widths(rewards, tolerance), squares=True)
         size = namespace(log_prob).exp(-logsumexp(2 * log_prob, axis=0))
         return cls(shape, table, size=size, tolerance=tolerance)
 
@@ -275,7 +273,7 @@ class RewardCdf:
                 "must be the contexts: cdf.for_contexts(labels) picks those of a batch"
             )
         _no_nan(reward)
-        xp, r = namespace(reward), _real(reward)
+        xp, r = namespace(reward), real(reward)
         plain = host(reward)
         if (
             plain is not reward
@@ -290,11 +288,13 @@ class RewardCdf:
         r = xp.reshape(r, (-1, math.prod(self.shape)))
         table, size = self._as(reward)
         # The coarser precision of the two decides what ties.
-        width = xp.maximum(_width(table.rewards, self.tolerance), _width(r, self.tolerance, table))
-        found = look_up(table, table.sums, r, width)
+        coarser = 1.0
+        if self.tolerance is None:
+            coarser = max(precision(r) / precision(table.rewards), 1.0)
+        found = look_up(table, table.sums, r, coarser)
         place = Place(found.below, found.at, found.above, found.up_to)
         if size is not None and table.squares is not None:
-            squares = look_up(table, table.squares, r, width)
+            squares = look_up(table, table.squares, r, coarser)
             place = _with_own(place, squares, size)
         return _shaped(place, shape)
 
@@ -337,9 +337,7 @@ class RewardCdf:
         """The table in the library of an array."""
         assert self.table is not None
         convert = _converter(like)
-        t = self.table
-        squares = None if t.squares is None else _each(convert, t.squares)
-        table = Table(convert(t.rewards), convert(t.log_prob), _each(convert, t.sums), squares)
+        table = _mapped(convert, self.table)
         return table, None if self.size is None else convert(self.size)
 
 
@@ -373,10 +371,8 @@ class CdfByContext:
         xp = namespace(self.cdf.table.rewards) if self.cdf.table else np
         at = lambda x: xp.asarray(index, device=device(x))
         pick = lambda x: None if x is None else xp.take(x, at(x), axis=-1)
-        t = self.cdf.table
-        assert t is not None
-        squares = None if t.squares is None else _each(pick, t.squares)
-        table = Table(pick(t.rewards), pick(t.log_prob), _each(pick, t.sums), squares)
+        assert self.cdf.table is not None
+        table = _mapped(pick, self.cdf.table)
         return RewardCdf((len(index),), table, None, pick(self.cdf.size), self.cdf.tolerance)
 
 
@@ -399,6 +395,14 @@ def place_of(cdf: Any, reward: LogPotential, y: Any, contexts: tuple[Any, ...]) 
     """Where the rewards of outcomes stand."""
     values = reward(y, *contexts)
     return (cdf if isinstance(cdf, RewardCdf) else cdf(*contexts)).at(values)
+
+
+def tolerance_of(cdf: Any, contexts: tuple[Any, ...]) -> float | int | None:
+    """Within what rewards tie: as the cdf says, if there is one."""
+    if isinstance(cdf, CdfByContext):
+        return cdf.cdf.tolerance
+    given = cdf if cdf is None or isinstance(cdf, RewardCdf) else cdf(*contexts)
+    return None if given is None else given.tolerance
 
 
 def is_estimated(cdf: Any) -> bool:
@@ -427,6 +431,12 @@ def _shaped(place: Place, shape: tuple[int, ...]) -> Place:
     return place.map(lambda x: namespace(x).reshape(x, shape))
 
 
+def _mapped(function: Callable[[Array], Array], table: Table) -> Table:
+    squares = None if table.squares is None else _each(function, table.squares)
+    rewards, log_prob, width = (function(x) for x in table[:3])
+    return Table(rewards, log_prob, width, _each(function, table.sums), squares)
+
+
 def _each(function: Callable[[Array], Array], sums: Sums) -> Sums:
     return Sums(
         function(sums.at), function(sums.below), function(sums.above), function(sums.up_to),
@@ -447,7 +457,7 @@ def _flat(rewards: Array, log_prob: Array) -> tuple[Array, Array, tuple[int, ...
     if namespace(rewards) is not xp:
         rewards = _converter(log_prob)(rewards)
     flat = (rewards.shape[0], math.prod(shape))
-    return xp.reshape(_real(rewards), flat), xp.reshape(log_prob, flat), shape
+    return xp.reshape(real(rewards), flat), xp.reshape(log_prob, flat), shape
 
 
 def _no_nan(rewards: Array) -> None:
@@ -457,24 +467,6 @@ def _no_nan(rewards: Array) -> None:
             f"{count} of {plain.size} rewards are NaN; a rejected outcome has reward -inf, and a "
             "missing reward must be resolved before outcomes are ranked"
         )
-
-
-def _real(x: Array) -> Array:
-    """Floating point, whatever the rewards are."""
-    xp = namespace(x)
-    if xp.isdtype(x.dtype, "real floating"):
-        return x
-    return xp.astype(x, xp.float64) if is_torch_array(x) or isinstance(x, np.ndarray) else x * 1.0
-
-
-def _width(rewards: Array, tolerance: float | None, table: Table | None = None) -> Array:
-    """Distance within which rewards tie, shape (C,): from the precision and the largest one."""
-    xp = namespace(rewards)
-    of = rewards if table is None else table.rewards
-    size = xp.max(xp.where(xp.isfinite(of), xp.abs(of), 0.0), axis=0)
-    if tolerance is not None:
-        return 0 * size + tolerance
-    return ULPS * float(xp.finfo(rewards.dtype).eps) * size
 
 
 def _converter(like: Array) -> Callable[[Array], Array]:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import is_jax_array, is_torch_array
 
-from infer_align._numerics import Array, log1mexp, logsumexp, namespace
+from infer_align._numerics import Array, concrete, log1mexp, logsumexp, namespace
+from infer_align._ties import levels
 
 HALF = -math.log(2)
 
@@ -31,6 +32,8 @@ class Table(NamedTuple):
     rewards: Array
     log_prob: Array
     """Of the entry itself."""
+    width: Array
+    """Distance within which a reward is the entry's: see `infer_align._ties`."""
     sums: Sums
     squares: Sums | None = None
     """The same of squared probabilities, if the entries are samples."""
@@ -45,19 +48,16 @@ class Found(NamedTuple):
     up_to: Array
 
 
-def table_of(rewards: Array, log_prob: Array, tolerance: Array, *, squares: bool) -> Table:
-    """Sort entries (N, C) by reward and sum over levels, those closer than the tolerance merged."""
+def table_of(rewards: Array, log_prob: Array, width: Array, *, squares: bool) -> Table:
+    """Sort entries (N, C) by reward and sum over levels: those within their width of each other."""
     xp = namespace(rewards, log_prob)
     order = xp.argsort(rewards, axis=0)
-    rewards, log_prob = rows(rewards, order), rows(log_prob, order)
-    differ = rewards[1:] != rewards[:-1]
-    gap = xp.where(differ, rewards[1:], 0.0) - xp.where(differ, rewards[:-1], 0.0)
-    new = xp.concat([xp.zeros_like(rewards[:1], dtype=xp.bool), gap > tolerance])
-    group = xp.cumulative_sum(xp.astype(new, xp.int32), axis=0, dtype=xp.int32)
+    rewards, log_prob, width = (rows(x, order) for x in (rewards, log_prob, width))
+    group = levels(rewards, width)
     start, stop = count_at_most(group, group - 1), count_at_most(group, group)
     sums = _sums(log_prob, group, start, stop)
     second = _sums(2 * log_prob, group, start, stop) if squares else None
-    return Table(rewards, log_prob, _normalised(sums), second)
+    return Table(rewards, log_prob, width, _normalised(sums), second)
 
 
 def _sums(x: Array, group: Array, start: Array, stop: Array) -> Sums:
@@ -88,14 +88,19 @@ def _accurate(log_share: Array, log_rest: Array) -> Array:
     return xp.where(small, log1mexp(xp.where(small, log_rest, -1.0)), log_share)
 
 
-def look_up(table: Table, sums: Sums, r: Array, tolerance: Array) -> Found:
-    """Sums at, below and above rewards (R, C)."""
-    xp = namespace(r)
-    index = count_at_most(table.rewards, r + tolerance) - 1
-    known = index >= 0
-    index = xp.where(known, index, 0)
-    level = rows(table.rewards, index)
-    met = known & ((r == level) | (r <= level + tolerance))
+def look_up(table: Table, sums: Sums, r: Array, coarser: float) -> Found:
+    """Sums at, below and above rewards (R, C), each by the nearest entry if that is its level.
+
+    ``coarser`` is how much coarser than the table's the precision of the rewards is.
+    """
+    xp, last = namespace(r), table.rewards.shape[0] - 1
+    under = count_at_most(table.rewards, r) - 1
+    below, above = xp.where(under >= 0, under, 0), xp.where(under < last, under + 1, last)
+    use_above = _distance(rows(table.rewards, above), r) < _distance(rows(table.rewards, below), r)
+    nearest = xp.where(use_above, above, below)
+    met = _distance(rows(table.rewards, nearest), r) <= coarser * rows(table.width, nearest)
+    known = met | (under >= 0)
+    index = xp.where(met, nearest, below)
     up_to = xp.where(known, rows(sums.up_to, index), -math.inf)
     return Found(
         at=xp.where(met, rows(sums.at, index), -math.inf),
@@ -103,6 +108,12 @@ def look_up(table: Table, sums: Sums, r: Array, tolerance: Array) -> Found:
         above=xp.where(known, rows(sums.above, index), rows(sums.from_on, xp.zeros_like(index))),
         up_to=up_to,
     )
+
+
+def _distance(x: Array, y: Array) -> Array:
+    """Between rewards, of which both may be the same infinity."""
+    xp, same = namespace(x, y), x == y
+    return xp.abs(xp.where(same, 0.0, x) - xp.where(same, 0.0, y))
 
 
 def count_at_most(ascending: Array, x: Array) -> Array:
@@ -155,7 +166,7 @@ def _cumulative(x: Array, group: Array | None = None) -> Array:
 def known(x: Any) -> np.ndarray | None:
     """The values of an array as NumPy's, or None where JAX is tracing."""
     if is_torch_array(x):
-        return x.detach().cpu().numpy()
+        return concrete(x)
     try:
         return np.asarray(x)
     except TypeError:

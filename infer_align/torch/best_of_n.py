@@ -8,8 +8,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from infer_align import _ties
 from infer_align.exact._cdf import cdf_of_support
-from infer_align.targets import add_potential, best_of_draws, check_draws
+from infer_align.targets import add_potential, best_of_draws, check_draws, tolerance_of
 
 __all__ = ["BestOfN"]
 
@@ -116,7 +117,7 @@ class BestOfN(TorchDistribution):
         noise = -torch.log(torch.empty_like(rewards).exponential_())
         top = rewards.amax(dim=0)
         if self.temperature is None:
-            score = torch.where(rewards >= top - _rounding(rewards), noise, -math.inf)
+            score = torch.where(self._tied(rewards), noise, -math.inf)
         else:
             some = top > -math.inf
             log_weight = (rewards - torch.where(some, top, 0.0)) / self.temperature
@@ -153,6 +154,11 @@ class BestOfN(TorchDistribution):
         """Outcomes (m, *contexts, ...): all other leading axes as one."""
         return value.reshape(-1, *self._of_contexts.batch_shape, *self.event_shape)
 
+    def _tied(self, rewards: Tensor) -> Tensor:
+        """Which of the n draws on axis 0 are the best."""
+        draws = rewards.ndim - len(self._of_contexts.batch_shape)
+        return _ties.best(rewards, draws, tolerance_of(self.reward_cdf, self.contexts))
+
     def _rewards(self, y: Tensor) -> Tensor:
         rows = self._rows(y)
         rewards = torch.as_tensor(self.reward(rows, *self.contexts))
@@ -165,9 +171,3 @@ class BestOfN(TorchDistribution):
             )
         rewards = rewards if rewards.is_floating_point() else rewards.double()
         return rewards.reshape(y.shape[: y.ndim - len(self.event_shape)])
-
-
-def _rounding(rewards: Tensor) -> Tensor:
-    """Distance within which rewards tie, as in `RewardCdf`."""
-    size = torch.where(torch.isfinite(rewards), rewards.abs(), 0.0).amax(dim=0)
-    return 16 * torch.finfo(rewards.dtype).eps * size

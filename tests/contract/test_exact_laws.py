@@ -291,13 +291,14 @@ def test_listed_outcomes_are_grouped_by_their_exact_rewards():
     probs = np.array([0.1, 0.2, 0.0, 0.3, 0.25, 0.15])
     rewards = [0.3, 0.1, 9.0, 0.30000000000000004, 0.3, -2]
     with np.errstate(divide="ignore"):
-        law = RewardLaw.of_outcomes(rewards, np.log(probs), length=4)
+        law = RewardLaw.of_outcomes(rewards, np.log(probs), length=4, tolerance=0.0)
     assert law.rewards.tolist() == [-2, 0.1, 0.3, 0.30000000000000004]
     np.testing.assert_allclose(np.exp(law.log_prob), [0.15, 0.2, 0.35, 0.3], rtol=1e-14)
     values = np.arange(6.0)
     np.testing.assert_allclose(law.level_mean(values), [5, 1, (0 + 4 * 0.25) / 0.35, 3])
     assert law.length == 4
-    traced = RewardLaw.of_outcomes(rewards, jnp.log(probs))
+    traced = RewardLaw.of_outcomes(rewards, jnp.log(probs), tolerance=0.0)
+    np.testing.assert_allclose(traced.level_mean(values), law.level_mean(values), rtol=1e-14)
     np.testing.assert_allclose(traced.log_prob, law.log_prob, rtol=1e-14)
     with pytest.raises(ValueError, match="5 rewards for 6 outcomes"):
         RewardLaw.of_outcomes(rewards[:5], np.log(np.full(6, 1 / 6)))

@@ -137,3 +137,23 @@ def test_it_is_the_base_where_it_should_be():
     tokens = BASE.expand([3, 2]).to_event(1)
     with pytest.raises(ValueError, match="one number an outcome"):
         BestOfN(tokens, lambda y: 1.0 * y, 2).sample(jax.random.key(0))
+
+
+@pytest.mark.parametrize(("rewards", "cdf_tolerance"), [((0.6, 0.6 + 2**-53), None), ((0, 1), 2)])
+def test_draws_tie_as_the_density_says(rewards, cdf_tolerance):
+    """Sums in two orders by default, and what a given cdf's tolerance makes one level."""
+    half, values = jnp.full(2, 0.5), jnp.asarray(rewards) * 1.0
+    cdf = RewardCdf.exact(values, jnp.log(half), tolerance=cdf_tolerance)
+    best = BestOfN(dist.Categorical(half), lambda y: values[y], 4, cdf)
+    np.testing.assert_allclose(jnp.exp(best.log_prob(jnp.arange(2))), 0.5, rtol=1e-12)
+    drawn = best.sample(jax.random.key(2), (4000,))
+    assert abs(float(drawn.mean()) - 0.5) < 5 * 0.5 / math.sqrt(4000)
+
+
+def test_levels_under_jit_are_those_outside():
+    """A long chain of near rewards, a penalty and ties, in single precision."""
+    values = np.concatenate([1 + 4e-7 * np.arange(40), [3.0, 3.0, -1e9, -math.inf]])
+    values = jnp.asarray(values, dtype=jnp.float32)
+    log_p = jnp.log(jnp.full(44, 1 / 44, dtype=jnp.float32))
+    at = lambda r, p: RewardCdf.exact(r, p).at(r).log_cdf
+    np.testing.assert_allclose(jax.jit(at)(values, log_p), at(values, log_p), atol=1e-5)

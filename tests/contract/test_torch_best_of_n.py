@@ -135,3 +135,24 @@ def test_it_is_the_base_where_it_should_be():
     tokens = BASE.expand([3, 2]).to_event(1)
     with pytest.raises(ValueError, match="one number an outcome"):
         BestOfN(tokens, lambda y: 1.0 * y, 2).sample()
+
+
+@pytest.mark.parametrize(("rewards", "cdf_tolerance"), [((0.6, 0.6 + 2**-53), None), ((0, 1), 2)])
+def test_draws_tie_as_the_density_says(rewards, cdf_tolerance):
+    """Sums in two orders by default, and what a given cdf's tolerance makes one level."""
+    torch.manual_seed(2)
+    half, values = torch.full((2,), 0.5, dtype=torch.float64), torch.tensor(rewards).double()
+    cdf = RewardCdf.exact(values, half.log(), tolerance=cdf_tolerance)
+    best = BestOfN(dist.Categorical(half), lambda y: values[y], 4, cdf)
+    np.testing.assert_allclose(best.log_prob(torch.arange(2)).exp(), 0.5, rtol=1e-12)
+    for one in (best, best.expand([3])):
+        drawn = one.sample((4000,)).double()
+        assert float((drawn.mean() - 0.5).abs()) < 5 * 0.5 / math.sqrt(drawn.numel())
+
+
+def test_rewards_in_half_precision_are_the_numbers_stored():
+    """Scores 8 and 8.0625 of a bfloat16 reward model, one unit apart, are two levels."""
+    scores = torch.tensor([8.0, 8.0625], dtype=torch.bfloat16)
+    best = BestOfN(dist.Categorical(torch.full((2,), 0.5)), lambda y: scores[y], 4)
+    np.testing.assert_allclose(best.log_prob(torch.arange(2)).exp(), [1 / 16, 15 / 16], rtol=1e-5)
+    assert abs(float(best.sample((2000,)).double().mean()) - 15 / 16) < 5 * 0.25 / math.sqrt(2000)
