@@ -25,6 +25,33 @@ def namespace(*arrays: Array) -> Any:
     return array_api_compat.array_namespace(*kept) if kept else array_api_compat.numpy
 
 
+def beside(like: Array, x: Any, *, integer: bool = False) -> Array:
+    """Numbers or an array, in an array's library, on its device and of its dtype (or integers)."""
+    xp = namespace(like)
+    where = {"device": like.device} if array_api_compat.is_torch_array(like) else {}
+    return xp.asarray(x, dtype=None if integer else like.dtype, **where)
+
+
+def own(y: Any) -> Any:
+    """Outcomes (an array, or a dict of them by site) that user code may edit in place: a copy.
+
+    JAX arrays cannot be edited, and stay as they are.
+    """
+    if isinstance(y, dict):
+        return {site: own(x) for site, x in y.items()}
+    if array_api_compat.is_torch_array(y):
+        return y.clone()
+    return y.copy() if isinstance(y, np.ndarray) else y
+
+
+def as_real(x: Array, what: str) -> Array:
+    """The array itself; TypeError if it is complex, for no imaginary part is dropped."""
+    kind = str(getattr(x, "dtype", ""))
+    if isinstance(x, complex) or "complex" in kind:
+        raise TypeError(f"{what} is complex ({kind or 'complex'}); it must be real: take .real")
+    return x
+
+
 def logsumexp(x: Array, *, axis: int = 0, keepdims: bool = False) -> Array:
     """``log sum exp(x)`` along an axis; ``-inf`` where every entry is ``-inf``."""
     xp = namespace(x)

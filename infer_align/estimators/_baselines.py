@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from infer_align._numerics import Array, namespace
+from infer_align._arguments import number
+from infer_align._numerics import Array, beside, namespace
 
 State = dict[str, Any]
 
@@ -81,7 +82,7 @@ def leave_one_out() -> Baseline:
     def update(state: State, signal: Array, ratio: Array, at_inf: float) -> tuple[Array, State]:
         xp = namespace(signal)
         n = ratio.shape[0]
-        weighted = xp.where(ratio[:, None, ...] > 0, ratio[:, None, ...] * signal, 0.0)
+        weighted = _weighted(ratio, signal)
         if signal.shape[1] == 1:
             own = weighted[:, 0, ...]
         else:
@@ -107,16 +108,27 @@ def running(*, decay: float | None = None) -> Baseline:
 
     def update(state: State, signal: Array, ratio: Array, at_inf: float) -> tuple[Array, State]:
         xp = namespace(signal)
-        total, count = (xp.asarray(state[k], dtype=ratio.dtype) for k in ("total", "count"))
+        total, count = (beside(ratio, state[k]) for k in ("total", "count"))
         b = xp.where(count > 0, total / xp.where(count > 0, count, 1.0), 0.0)
-        weighted = xp.where(ratio[:, None, ...] > 0, ratio[:, None, ...] * signal, 0.0)
-        new = {"total": keep * total + xp.mean(weighted), "count": keep * count + 1.0}
+        new = {
+            "total": keep * total + xp.mean(_weighted(ratio, signal)),
+            "count": keep * count + 1.0,
+        }
         return xp.zeros_like(ratio[:1]) + b, new
 
     return Baseline(init, update, "running")
 
 
+def _weighted(ratio: Array, signal: Array) -> Array:
+    """(π/q) f', with 0 · (±inf) = 0: an outcome that the policy never draws takes no part."""
+    drawn = ratio[:, None, ...] > 0
+    return ratio[:, None, ...] * namespace(signal).where(drawn, signal, 0.0)
+
+
 def _decay(decay: float | None) -> float:
-    if decay is not None and not 0 < decay < 1:
+    if decay is None:
+        return 1.0
+    kept = number("decay", decay, need="a number in (0, 1)")
+    if not 0 < kept < 1:
         raise ValueError(f"decay must lie in (0, 1), got {decay}; leave it out to weigh all alike")
-    return 1.0 if decay is None else decay
+    return kept

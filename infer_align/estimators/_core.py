@@ -5,7 +5,10 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, NamedTuple
 
-from infer_align._numerics import Array, logsumexp, namespace
+import numpy as np
+
+from infer_align._arguments import instance
+from infer_align._numerics import Array, as_real, logsumexp, namespace
 from infer_align.divergences import reverse_kl
 from infer_align.estimators._weights import LogWeights
 
@@ -99,16 +102,20 @@ def check(estimator: Estimator, weights: LogWeights) -> None:
 
     Raises
     ------
+    TypeError
+        For what is no estimator, or log-weights that are no real numbers.
     ValueError
         NaN or +inf entries; a hard constraint (target −inf) for an estimator whose coefficients
         are unbounded there; a policy that misses an outcome of the target where the loss is
         infinite; too few outcomes; an off-policy batch for an on-policy estimator, or the policy's
         own draws for one that needs the target's.
     """
+    instance("the estimator", estimator, Estimator, "f_dpg(divergences.jensen_shannon)")
     xp = namespace(weights.policy, weights.target)
     for name, x in zip(("policy", "target", "proposal"), weights[:3], strict=True):
         if x is None:
             continue
+        as_real(x, f"log {name}")
         bad = int(xp.sum(xp.astype(xp.isnan(x) | (x == INF), xp.int64)))
         if bad:
             raise ValueError(
@@ -178,8 +185,8 @@ def checked_update(estimator: Estimator, state: State, weights: LogWeights) -> U
     if not bool(xp.all(xp.isfinite(update.coefficients))):
         raise ValueError(
             f"{estimator.name} gave coefficients that are not finite: the policy and the target "
-            "(or the proposal) are too far apart for the floats, or a context id is out of range; "
-            "use a bounded divergence (jensen_shannon), or clip= and truncate="
+            "(or the proposal) are too far apart for the floats; use a bounded divergence "
+            "(jensen_shannon), or clip= and truncate="
         )
     return update
 
@@ -191,6 +198,16 @@ def sizes(weights: LogWeights, needed: int, what: str) -> tuple[int, int]:
             f"log policy has shape {tuple(weights.policy.shape)} and log target "
             f"{tuple(weights.target.shape)}; both must be (n, *contexts): is a sum over tokens "
             "missing, or one too many?"
+        )
+    if weights.proposal is not None and weights.proposal.shape != weights.policy.shape:
+        raise ValueError(
+            f"log policy has shape {tuple(weights.policy.shape)} and log proposal "
+            f"{tuple(weights.proposal.shape)}; both must be (n, *contexts)"
+        )
+    if weights.context is not None and tuple(np.shape(weights.context)) != tuple(contexts):
+        raise ValueError(
+            f"the context ids have shape {tuple(np.shape(weights.context))} and the log-weights "
+            f"are for contexts of shape {tuple(contexts)}; give one id for each"
         )
     if n < needed:
         raise ValueError(too_few(what, needed, n))

@@ -10,14 +10,21 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+from array_api_compat import is_array_api_obj
 from jaxtyping import Float
 
-from infer_align._numerics import Array, logmeanexp, logsumexp, namespace
+from infer_align._arguments import count as count_of
+from infer_align._arguments import positive
+from infer_align._numerics import Array, beside, concrete, logmeanexp, logsumexp, namespace
 from infer_align.estimators._baselines import _decay
 from infer_align.estimators._weights import LogWeights
 
 State = dict[str, Any]
 INF = math.inf
+_NO_ID = -1
+_PER_CONTEXT = "for prompts that change between steps use per_context_log_z(number of prompts)"
+_ONE_EACH = "array with one number a context"
 
 
 class LogZ(NamedTuple):
@@ -40,12 +47,45 @@ class LogZ(NamedTuple):
 
 
 def known_log_z(value: float | Float[Any, "*contexts"]) -> LogZ:
-    """A log Z known beforehand: one number, or one per context (in the order of the contexts)."""
+    """A log Z known beforehand: one number, or one per context (in the order of the contexts).
+
+    Parameters
+    ----------
+    value : float or array, shape (*contexts)
+        Finite, in nats. Of several, each column of a batch takes the one at its
+        ``LogWeights.context``; without ids the columns must be the contexts, in that order.
+
+    Raises
+    ------
+    ValueError
+        For a value that is not finite; at an update, for a context that it has no number for.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from infer_align.estimators import LogWeights, known_log_z
+    >>> rule, zeros = known_log_z(np.array([0.0, 8.0, 5.0])), np.zeros((4, 2))
+    >>> log_z, _ = rule.update({}, LogWeights(zeros, zeros, context=np.array([2, 1])))
+    >>> log_z
+    array([[5., 8.]])
+    """
+    _finite("a known log Z", value)
 
     def update(state: State, weights: LogWeights) -> tuple[Array, State]:
         xp = namespace(weights.policy)
         one = xp.zeros_like(weights.policy[:1])
-        return one + xp.asarray(value, dtype=one.dtype), state
+        known = beside(one, value)
+        if known.ndim == 0:
+            return one + known, state
+        table = xp.reshape(known, (-1,))
+        if weights.context is None and tuple(known.shape) != tuple(one.shape[1:]):
+            raise ValueError(
+                f"known_log_z has log Z for contexts of shape {tuple(known.shape)} and got "
+                f"log-weights for {tuple(one.shape[1:])} without saying which context each column "
+                "is; pass LogWeights(context=ids)"
+            )
+        ids = _ids(xp, weights, table.shape[0], "known_log_z", _ONE_EACH)
+        return _look_up(xp, table, ids, tuple(one.shape)), state
 
     return LogZ(dict, update, "known_log_z", value=value, known=True)
 
@@ -88,24 +128,40 @@ def running_log_z(*, decay: float | None = None) -> LogZ:
     ----------
     decay : float, optional
         Weight of a step relative to the next one, in (0, 1). Default: all steps count alike.
+
+    Raises
+    ------
+    ValueError
+        At an update, if the contexts (their number, or their ids) are not those of the step
+        before. Under ``jit``, where ids cannot be read, log Z is NaN instead.
     """
     log_keep = math.log(_decay(decay))
 
     def init() -> State:
-        return {"log_total": -INF, "log_count": -INF}
+        return {"log_total": -INF, "log_count": -INF, "context": _NO_ID}
 
     def update(state: State, weights: LogWeights) -> tuple[Array, State]:
         now = logmeanexp(weights.log_weight)
         xp = namespace(now)
-        total, count = (xp.asarray(state[k], dtype=now.dtype) for k in ("log_total", "log_count"))
+        total, count = (beside(now, state[k]) for k in ("log_total", "log_count"))
         if total.shape not in ((), now.shape):
             raise ValueError(
                 f"running_log_z saw contexts of shape {tuple(total.shape)} before and "
-                f"{tuple(now.shape)} now; for prompts that change between steps use "
-                "per_context_log_z(number of prompts)"
+                f"{tuple(now.shape)} now; {_PER_CONTEXT}"
+            )
+        # Ids are compared as floats: their type is the caller's, and none is above 2^24.
+        given = _NO_ID if weights.context is None else weights.context
+        before, ids = beside(now, state["context"]), beside(now, given) + xp.zeros_like(now)
+        changed = (count > -INF) & (before != ids)
+        values = concrete(changed)
+        if values is not None and values.any():
+            raise ValueError(
+                f"running_log_z saw the contexts {_named(before)} before and {_named(ids)} now, "
+                f"and would use the log Z of others; {_PER_CONTEXT}"
             )
         new_total, new_count = _remember(xp, total + log_keep, count + log_keep, now)
-        return _recall(xp, total, count, now), {"log_total": new_total, "log_count": new_count}
+        log_z = xp.where(changed, math.nan, _recall(xp, total, count, now))
+        return log_z, {"log_total": new_total, "log_count": new_count, "context": ids}
 
     return LogZ(init, update, "running_log_z")
 
@@ -124,8 +180,7 @@ def per_context_log_z(num_contexts: int, *, decay: float | None = None) -> LogZ:
         Weight of a visit relative to the next one, in (0, 1).
     """
     log_keep = math.log(_decay(decay))
-    if num_contexts < 1:
-        raise ValueError(f"num_contexts must be at least 1, got {num_contexts}")
+    num_contexts = count_of("num_contexts", num_contexts)
 
     def init() -> State:
         return {"log_total": [-INF] * num_contexts, "log_count": [-INF] * num_contexts}
@@ -133,13 +188,14 @@ def per_context_log_z(num_contexts: int, *, decay: float | None = None) -> LogZ:
     def update(state: State, weights: LogWeights) -> tuple[Array, State]:
         now = logmeanexp(weights.log_weight)
         xp = namespace(now)
-        ids = _ids(xp, weights, num_contexts, "per_context_log_z")
-        table = [xp.asarray(state[k], dtype=now.dtype) for k in ("log_total", "log_count")]
+        ids = _ids(xp, weights, num_contexts, "per_context_log_z", "number of contexts")
+        table = [beside(now, state[k]) for k in ("log_total", "log_count")]
         seen = _seen(xp, ids, num_contexts)
         flat = xp.reshape(now, (1, -1))
         add_total = logsumexp(xp.where(seen, flat, -INF), axis=1)
         add_count = logsumexp(xp.where(seen, xp.zeros_like(flat), -INF), axis=1)
-        fade = xp.where(xp.any(seen, axis=1), log_keep, 0.0)
+        # Numbers alone would be of torch's default type, float32.
+        fade = xp.where(xp.any(seen, axis=1), log_keep, xp.zeros_like(add_total))
         added = zip(table, (add_total, add_count), strict=True)
         new_total, new_count = (xp.logaddexp(t + fade, a) for t, a in added)
         total, count = (_look_up(xp, t, ids, now.shape) for t in table)
@@ -160,23 +216,29 @@ def learnt_log_z(
         Starting value; with several contexts one for each, found by ``LogWeights.context``.
     learning_rate : float
         Step size of plain gradient descent.
+
+    Raises
+    ------
+    ValueError
+        For numbers that are not finite; at an update, for a context that it has no number for.
     """
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+    _finite("the initial log Z", initial)
+    learning_rate = positive("learning_rate", learning_rate)
 
     def init() -> State:
         return {"log_z": initial}
 
     def update(state: State, weights: LogWeights) -> tuple[Array, State]:
         xp = namespace(weights.policy)
-        table = xp.reshape(xp.asarray(state["log_z"], dtype=weights.policy.dtype), (-1,))
+        saved = beside(weights.policy, state["log_z"])
+        table = xp.reshape(saved, (-1,))
         size = table.shape[0]
-        ids = _ids(xp, weights, size, "learnt_log_z")
+        ids = _ids(xp, weights, size, "learnt_log_z", _ONE_EACH)
         d = xp.mean(weights.policy - weights.target, axis=0)
         value = _look_up(xp, table, ids, d.shape)
         residual = xp.reshape(d + value, (1, -1))
         step = xp.sum(xp.where(_seen(xp, ids, size), residual, 0.0), axis=1) / ids.shape[0]
-        new = xp.reshape(table - learning_rate * step, xp.asarray(state["log_z"]).shape)
+        new = xp.reshape(table - learning_rate * step, saved.shape)
         return xp.zeros_like(weights.policy[:1]) + value, {"log_z": new}
 
     return LogZ(init, update, "learnt_log_z", value=initial, learnt=True)
@@ -193,17 +255,41 @@ def _recall(xp: Any, total: Array, count: Array, now: Array) -> Array:
     return xp.where(known, past, now)[None, ...]
 
 
-def _ids(xp: Any, weights: LogWeights, size: int, who: str) -> Array:
-    """Context ids of the columns, flat; all 0 for a table of one and no contexts."""
-    if weights.context is not None:
-        return xp.reshape(xp.asarray(weights.context), (-1,))
-    if size == 1 and weights.policy.ndim == 1:
-        return xp.zeros_like(xp.arange(1))
-    raise ValueError(
-        f"{who} has log Z for {size} contexts and got log-weights of shape "
-        f"{tuple(weights.policy.shape)} without saying which context each column is; pass "
-        "LogWeights(context=ids)"
-    )
+def _ids(xp: Any, weights: LogWeights, size: int, who: str, table: str) -> Array:
+    """Context ids of the columns, flat. Without ids the columns are the contexts, in order."""
+    if weights.context is None:
+        if size == math.prod(weights.policy.shape[1:]):
+            return beside(weights.policy, list(range(size)), integer=True)
+        raise ValueError(
+            f"{who} has log Z for {size} contexts and got log-weights of shape "
+            f"{tuple(weights.policy.shape)} without saying which context each column is; pass "
+            "LogWeights(context=ids)"
+        )
+    ids = xp.reshape(beside(weights.policy, weights.context, integer=True), (-1,))
+    values = concrete(ids)
+    if values is not None and not ((values >= 0) & (values < size)).all():
+        unknown = sorted({int(i) for i in values if not 0 <= i < size})
+        raise ValueError(
+            f"{who} has log Z for {size} context{'s'[: size > 1]} (ids from 0) and the batch has "
+            f"contexts {unknown}; give it one for each context of the fit: {who}({table})"
+        )
+    return ids
+
+
+def _named(ids: Array) -> list[int] | int:
+    return np.asarray(concrete(ids)).astype(int).tolist()
+
+
+def _finite(what: str, value: Any) -> None:
+    """Refuse log Z that is no finite real number, or array of them."""
+    known = concrete(value) if is_array_api_obj(value) else np.asarray(value)
+    if known is None:  # traced
+        return
+    real = known.dtype.kind in "fiu"
+    if not real or not np.isfinite(known).all() or not known.size:
+        raise ValueError(
+            f"{what} must be a finite number, or an array with one for each context, got {value!r}"
+        )
 
 
 def _seen(xp: Any, ids: Array, size: int) -> Array:
@@ -212,7 +298,7 @@ def _seen(xp: Any, ids: Array, size: int) -> Array:
 
 
 def _look_up(xp: Any, table: Array, ids: Array, shape: tuple[int, ...]) -> Array:
-    """Table entries of the columns; NaN, which `check` and `fit` refuse, for an unknown id."""
+    """Table entries of the columns; for an unknown id under ``jit`` NaN, which fits refuse."""
     size = table.shape[0]
     value = xp.take(table, xp.clip(ids, 0, size - 1), axis=0)
     return xp.reshape(xp.where((ids >= 0) & (ids < size), value, math.nan), shape)

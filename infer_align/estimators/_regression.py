@@ -1,5 +1,6 @@
 """Squared-residual losses on log π − log P: log-variance and trajectory balance."""
 
+from infer_align._arguments import instance
 from infer_align._numerics import Array, namespace
 from infer_align.estimators._core import (
     Estimator,
@@ -91,8 +92,12 @@ def trajectory_balance(*, log_z: LogZ | None = None) -> Estimator:
 
     Raises
     ------
+    TypeError
+        For a log-Z rule that is none.
     ValueError
-        For a log-Z rule that depends on the batch (that is `vargrad`).
+        For a log-Z rule that depends on the batch (that is `vargrad`); at an update, for a context
+        that the rule has no number for: several contexts need
+        ``learnt_log_z(np.zeros(number of contexts))``.
 
     Examples
     --------
@@ -104,6 +109,7 @@ def trajectory_balance(*, log_z: LogZ | None = None) -> Estimator:
     array([0. , 0.5])
     """
     rule = learnt_log_z() if log_z is None else log_z
+    instance("log_z", rule, LogZ, "learnt_log_z()")
     if not (rule.learnt or rule.known):
         raise ValueError(
             f"trajectory_balance needs a learnt or a known log Z, got {rule.name}; with a batch "

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+from infer_align._arguments import instance, positive
 from infer_align._numerics import Array, log_ratio, logsumexp, namespace
 from infer_align.divergences import FDivergence, reverse_kl
 from infer_align.estimators._baselines import Baseline, leave_one_out
@@ -70,8 +71,11 @@ def f_dpg(
 
     Raises
     ------
+    TypeError
+        For a divergence, log-Z rule or baseline that is none.
     ValueError
-        For a ``log_z`` rule that does not estimate log Z, or a non-positive truncation.
+        For a ``log_z`` rule that does not estimate log Z, or a bound that is not positive and
+        finite.
 
     Examples
     --------
@@ -83,8 +87,10 @@ def f_dpg(
     >>> e.update(e.init(), w).coefficients      # −(p/π)/n: classical DPG
     array([-0.25, -1.5 ])
     """
+    instance("the divergence", divergence, FDivergence, "divergences.jensen_shannon")
     rule = batch_log_z() if log_z is None else log_z
-    base = leave_one_out() if baseline is None else baseline
+    instance("log_z", rule, LogZ, "batch_log_z()")
+    base = _baseline(baseline)
     if rule.learnt:
         raise ValueError(
             f"f_dpg needs an estimate of log Z, got {rule.name}, which converges to log Z only at "
@@ -144,7 +150,7 @@ def reinforce(*, baseline: Baseline | None = None, truncate: float | None = None
     >>> e.update(e.init(), w).coefficients      # the outcome with the higher density rises
     array([ 0.5, -0.5])
     """
-    base = leave_one_out() if baseline is None else baseline
+    base = _baseline(baseline)
     return _score_function(
         f"reinforce({base.name})",
         reverse_kl.f_prime,
@@ -155,6 +161,11 @@ def reinforce(*, baseline: Baseline | None = None, truncate: float | None = None
         reverse_kl_loss,
         full_support=False,
     )
+
+
+def _baseline(given: Baseline | None) -> Baseline:
+    base = leave_one_out() if given is None else given
+    return instance("the baseline", base, Baseline, "leave_one_out()")
 
 
 def _score_function(
@@ -169,10 +180,11 @@ def _score_function(
     full_support: bool,
 ) -> Estimator:
     """c_i = (π/q)_i (f'(t_i) − b_i) / n: the one template behind f-DPG and REINFORCE."""
-    truncate, clip = bounds
-    for what, bound in (("truncate", truncate), ("clip", clip)):
-        if bound is not None and not bound > 0:
-            raise ValueError(f"{what} must be positive, got {bound}; leave it out for no bound")
+    need = "positive and finite (left out: no bound)"
+    truncate, clip = (
+        None if bound is None else positive(what, bound, need=need)
+        for what, bound in zip(("truncate", "clip"), bounds, strict=True)
+    )
 
     def update(state: State, weights: LogWeights) -> Update:
         n, contexts = sizes(weights, base.min_outcomes, f"a {base.name} baseline")

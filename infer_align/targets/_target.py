@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from array_api_compat import is_array_api_obj
 
-from infer_align._numerics import Array, namespace
+from infer_align._numerics import Array, as_real, namespace, own
 
 LogPotential = Callable[..., Array]
 LOG_DENSITY = frozenset({"log_density"})
@@ -62,6 +62,11 @@ class Target:
     log_potential_se: LogPotential | None = None
     provides: frozenset[str] = LOG_DENSITY
 
+    def __post_init__(self) -> None:
+        for name in ("log_potential", "log_potential_se"):
+            object.__setattr__(self, name, _on_a_copy(getattr(self, name)))
+        object.__setattr__(self, "factors", tuple(map(_on_a_copy, self.factors)))
+
     def given(self, *contexts: Any) -> Any:
         """The prior distribution, given the contexts.
 
@@ -91,6 +96,8 @@ class Target:
 
         Raises
         ------
+        TypeError
+            If the potential is complex.
         ValueError
             If the potential's shape is not the prior's.
         """
@@ -99,10 +106,27 @@ class Target:
         return add_potential(log_prior, potential, self.name)
 
 
+@dataclass(frozen=True)
+class _OnACopy:
+    """A potential that gets outcomes of its own: what it does to them in place ends there."""
+
+    function: LogPotential
+
+    def __call__(self, y: Any, *contexts: Any) -> Array:
+        return self.function(own(y), *contexts)
+
+
+def _on_a_copy(potential: Any) -> Any:
+    """A user's function so wrapped; the library's own callables (`Automaton`, ...) as they are."""
+    ours = type(potential).__module__.partition(".")[0] == __name__.partition(".")[0]
+    return potential if potential is None or ours else _OnACopy(potential)
+
+
 def add_potential(log_prior: Array, potential: Array, name: str) -> Array:
     """Log prior + potential, both of shape (n, *contexts); ``-inf`` wins."""
     xp = namespace(log_prior)
     potential = potential if is_array_api_obj(potential) else xp.asarray(potential)
+    as_real(potential, f"the potential of {name!r}")
     if potential.shape != log_prior.shape:
         raise ValueError(
             f"the potential of {name!r} has shape {tuple(potential.shape)} and its prior's "

@@ -1,0 +1,72 @@
+"""Checks of plain arguments that every layer shares: counts, positive numbers, fractions.
+
+NumPy's scalars and arrays of one number are taken as the numbers they are; a boolean is no count,
+and nothing is rounded.
+"""
+
+import math
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def number(what: str, value: Any, *, need: str = "a finite number") -> float:
+    """A finite real number.
+
+    Raises
+    ------
+    TypeError
+        For what is no real number.
+    ValueError
+        For NaN and infinities.
+    """
+    out = _real(what, value, need)
+    if not math.isfinite(out):
+        raise ValueError(f"{what} must be {need}, got {value}")
+    return out
+
+
+def positive(what: str, value: Any, *, need: str = "positive") -> float:
+    """A finite number above 0; ``need`` says in the message what is taken."""
+    out = _real(what, value, need)
+    if not 0 < out < math.inf:
+        raise ValueError(f"{what} must be {need}, got {value}")
+    return out
+
+
+def count(what: str, value: Any, *, low: int = 1) -> int:
+    """A whole number of at least ``low``."""
+    need = f"a whole number of at least {low}"
+    out = _real(what, value, need)
+    if out < low or not math.isfinite(out):
+        raise ValueError(f"{what} must be at least {low}, got {value}")
+    if out != int(out):
+        raise ValueError(f"{what} must be {need}, got {value}")
+    return int(value)
+
+
+def instance(what: str, value: T, kind: type, example: str) -> T:
+    """A value of one class, with what to write where it is of another.
+
+    Raises
+    ------
+    TypeError
+    """
+    if not isinstance(value, kind):
+        shown = getattr(value, "__name__", None) or repr(value)
+        raise TypeError(
+            f"{what} must be a {kind.__name__}, got {shown} ({type(value).__name__}); give one, "
+            f"such as {example}"
+        )
+    return value
+
+
+def _real(what: str, value: Any, need: str) -> float:
+    refused = isinstance(value, bool | str | bytes | complex)
+    try:
+        if refused or getattr(value, "ndim", 0) or "complex" in str(getattr(value, "dtype", "")):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        message = f"{what} must be {need}, got {value!r} ({type(value).__name__})"
+        raise TypeError(message) from None

@@ -1,0 +1,251 @@
+"""Second-order quantities of the estimators, against numbers computed by hand.
+
+Decays, pooling, shares and reported biases: what changes no expectation, so that no enumeration
+sees it.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from infer_align import divergences, estimators
+from infer_align.estimators import LogWeights
+
+LIBRARIES = {"numpy": np, "jax": jnp, "torch": torch}
+
+
+def weighing(*weights, context=None, xp=np):
+    """On-policy log-weights with these P/π, a column for each context."""
+    w = np.array(weights, dtype=float)
+    ids = None if context is None else xp.asarray(np.array(context))
+    return LogWeights(xp.asarray(np.zeros(w.shape)), xp.asarray(np.log(w)), None, ids)
+
+
+def run(rule, *batches):
+    """exp log Z that each batch is given, and the last state."""
+    state, out = rule.init(), []
+    for batch in batches:
+        log_z, state = rule.update(state, batch)
+        out.append(np.exp(np.asarray(log_z)[0]))
+    return out, state
+
+
+# log Z, remembered
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_running_log_z_fades_total_and_count(library):
+    """Means 2, 8, 5 at decay 1/2: before the third (8 + 2/2)/(1 + 1/2) = 6, then 5.25/1.75...."""
+    xp = LIBRARIES[library]
+    rule = estimators.running_log_z(decay=0.5)
+    batches = [weighing(1, 3, xp=xp), weighing(6, 10, xp=xp), weighing(4, 6, xp=xp)]
+    given, state = run(rule, *batches, weighing(1, 1, xp=xp))
+    # total 2, 8 + 1 = 9, 5 + 4.5 = 9.5; count 1, 1.5, 1.75
+    np.testing.assert_allclose(given, [2.0, 2.0, 6.0, 9.5 / 1.75], rtol=1e-12)
+    np.testing.assert_allclose(np.exp(float(state["log_total"])), 1 + 9.5 / 2)
+    np.testing.assert_allclose(np.exp(float(state["log_count"])), 1 + 1.75 / 2)
+
+
+def test_running_log_z_counts_all_steps_alike_without_decay():
+    given, _ = run(estimators.running_log_z(), weighing(1, 3), weighing(6, 10), weighing(4, 6))
+    np.testing.assert_allclose(given, [2.0, 2.0, 5.0])
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_per_context_log_z_fades_with_visits_only(library):
+    """A visit is worth 1/2 of the next one; a context that is absent keeps all it has."""
+    xp = LIBRARIES[library]
+    rule = estimators.per_context_log_z(3, decay=0.5)
+    batches = [
+        weighing([2, 9], [2, 9], context=[0, 1], xp=xp),
+        weighing([4, 1], [4, 1], context=[1, 2], xp=xp),
+        weighing([7, 5], [9, 5], context=[0, 1], xp=xp),
+        weighing([1, 1], [1, 1], context=[1, 0], xp=xp),
+    ]
+    given, state = run(rule, *batches)
+    # context 0: total 2, (absent) 2, 8 + 1 = 9; count 1, 1, 1.5
+    # context 1: total 9, 4 + 4.5 = 8.5, 5 + 4.25 = 9.25; count 1, 1.5, 1.75
+    want = [[2, 9], [9, 1], [2, 8.5 / 1.5], [9.25 / 1.75, 9 / 1.5]]
+    np.testing.assert_allclose(given, want, rtol=1e-12)
+    count = np.exp(np.asarray(state["log_count"]))
+    np.testing.assert_allclose(count, [1.75, 1.875, 1.0], rtol=1e-12)
+
+
+def test_a_context_in_two_columns_counts_twice():
+    """Both columns are one visit: their means are added, and it is counted by two."""
+    rule = estimators.per_context_log_z(2, decay=0.5)
+    given, _ = run(
+        rule,
+        weighing([2, 6], [2, 6], context=[1, 1]),
+        weighing([4, 4], [4, 4], context=[1, 1]),
+        weighing([1, 1], [1, 1], context=[1, 1]),
+    )
+    # total 8, 8 + 4 = 12; count 2, 2 + 1 = 3
+    np.testing.assert_allclose(given, [[2, 6], [4, 4], [4, 4]], rtol=1e-12)
+
+
+def test_log_z_rules_use_the_batch_where_nothing_was_accepted_before():
+    rule = estimators.running_log_z()
+    none = LogWeights(np.zeros(2), np.full(2, -math.inf))
+    given, _ = run(rule, none, weighing(1, 3), weighing(1, 1))
+    np.testing.assert_allclose(given, [0.0, 2.0, 1.0])  # then 2/2: a step of weights 0 counts
+
+
+def test_learnt_log_z_is_one_average_of_all_columns():
+    """The step of a context is its mean residual over the number of columns, absent ones stay."""
+    rule = estimators.learnt_log_z(np.array([1.0, 2.0, 3.0]), learning_rate=0.5)
+    d = np.array([[0.5, -1.0, 2.0], [1.5, -3.0, 4.0]])  # log π − log P
+    weights = LogWeights(d, np.zeros((2, 3)), context=np.array([0, 2, 2]))
+    log_z, state = rule.update(rule.init(), weights)
+    np.testing.assert_allclose(log_z, [[1.0, 3.0, 3.0]])
+    # context 0: 1 + 1 = 2; context 2: (−2 + 3) + (3 + 3) = 7; both over 3 columns
+    np.testing.assert_allclose(state["log_z"], [1 - 0.5 * 2 / 3, 2.0, 3 - 0.5 * 7 / 3])
+
+
+# Which context is which
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_known_log_z_is_found_by_the_id(library):
+    """Prompts (3, 0) of four with log Z (0, 1, 8, 9): 9 and 0, not 0 and 1."""
+    xp = LIBRARIES[library]
+    rule = estimators.known_log_z(np.array([0.0, 1.0, 8.0, 9.0]))
+    log_z, _ = rule.update({}, weighing([1, 1], [1, 1], context=[3, 0], xp=xp))
+    np.testing.assert_allclose(np.asarray(log_z), [[9.0, 0.0]])
+    alone, _ = rule.update({}, weighing(1, 1, context=2, xp=xp))
+    np.testing.assert_allclose(np.asarray(alone), [8.0])
+
+
+@pytest.mark.parametrize("context", [None, [0, 4], [-1, 0]])
+def test_a_known_log_z_of_other_contexts_is_refused(context):
+    rule = estimators.known_log_z(np.array([0.0, 1.0, 8.0, 9.0]))
+    message = r"pass LogWeights\(context=ids\)" if context is None else r"contexts \[(4|-1)\]"
+    with pytest.raises(ValueError, match=message):
+        rule.update({}, weighing([1, 1], [1, 1], context=context))
+
+
+def test_without_ids_the_columns_are_all_contexts_in_order():
+    rule = estimators.known_log_z(np.array([0.0, 8.0]))
+    log_z, _ = rule.update({}, weighing([1, 1], [1, 1]))
+    np.testing.assert_allclose(log_z, [[0.0, 8.0]])
+    given, _ = run(estimators.per_context_log_z(2), weighing([2, 3], [2, 3]))
+    np.testing.assert_allclose(given, [[2, 3]])
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("now", [[2, 3], [1, 0], None])
+def test_running_log_z_refuses_other_contexts(library, now):
+    """True log Z (0, 0, 8, 8): prompts 2 and 3 would be scored with those of 0 and 1."""
+    xp = LIBRARIES[library]
+    rule = estimators.running_log_z()
+    _, state = rule.update(rule.init(), weighing([1, 1], [1, 1], context=[0, 1], xp=xp))
+    with pytest.raises(ValueError, match=r"contexts \[0, 1\] before.*per_context_log_z"):
+        rule.update(state, weighing([3000, 3000], [3000, 3000], context=now, xp=xp))
+    log_z, _ = rule.update(state, weighing([3, 3], [3, 3], context=[0, 1], xp=xp))
+    np.testing.assert_allclose(np.asarray(log_z), 0.0)
+
+
+def test_under_jit_the_log_z_of_another_context_is_nan():
+    rule, first = estimators.running_log_z(), jnp.array([0, 1])
+    _, state = rule.update(rule.init(), weighing([1, 1], [1, 1], context=[0, 1], xp=jnp))
+    update = jax.jit(lambda s, ids: rule.update(s, LogWeights(zeros, zeros, None, ids))[0])
+    zeros = jnp.zeros((2, 2))
+    assert np.isfinite(update(state, first)).all()
+    assert np.isnan(update(state, jnp.array([0, 2]))).tolist() == [[False, True]]
+    known = estimators.known_log_z(jnp.array([0.0, 5.0]))
+    look = jax.jit(lambda ids: known.update({}, LogWeights(zeros, zeros, None, ids))[0])
+    np.testing.assert_allclose(look(jnp.array([1, 0])), [[5.0, 0.0]])
+    assert np.isnan(look(jnp.array([1, 2]))).tolist() == [[False, True]]
+
+
+def test_a_default_learnt_log_z_for_two_prompts_says_what_to_write():
+    estimator = estimators.trajectory_balance()
+    with pytest.raises(ValueError, match=r"1 context .*contexts \[1\].*learnt_log_z\(array"):
+        estimator.update(estimator.init(), weighing([1, 1], [1, 1], context=[0, 1]))
+
+
+# Baselines
+
+
+def test_a_running_baseline_fades_total_and_count():
+    """Signals 1, 4, 2 at decay 1/4: before the third (4 + 1/4)/(1 + 1/4) = 3.4."""
+    rule = estimators.running(decay=0.25)
+    state, given = rule.init(), []
+    for level in (1.0, 4.0, 2.0, 0.0):
+        signal, ratio = np.full((3, 1, 2), level), np.ones((3, 2))
+        b, state = rule.update(state, signal, ratio, math.inf)
+        given.append(b)
+    # total 1, 4.25, 2 + 4.25/4; count 1, 1.25, 1 + 1.25/4
+    want = [0.0, 1.0, 4.25 / 1.25, (2 + 4.25 / 4) / (1 + 1.25 / 4)]
+    np.testing.assert_allclose([b[0] for b in given], np.array(want)[:, None] * np.ones(2))
+    assert float(state["count"]) == pytest.approx(1 + (1 + 1.25 / 4) / 4)
+
+
+def test_a_running_baseline_pools_weighted_signals_over_contexts():
+    """The mean of (π/q) f' over outcomes and contexts, each step worth one."""
+    rule = estimators.running()
+    ratio = np.array([[1.0, 2.0], [0.0, 1.0]])
+    signal = np.array([[[3.0, 4.0]], [[math.inf, 5.0]]])  # π/q = 0 takes no part
+    _, state = rule.update(rule.init(), signal, ratio, math.inf)
+    assert float(state["total"]) == (3 + 8 + 0 + 5) / 4
+    assert float(state["count"]) == 1.0
+
+
+def test_leave_one_out_is_weighted_by_the_others():
+    """Off-policy b_0 = ((π/q) f')_1 with n = 2, and no more of its own weight."""
+    ratio, signal = np.array([0.5, 3.0]), np.array([[10.0], [20.0]])
+    b, _ = estimators.leave_one_out().update({}, signal, ratio, math.inf)
+    np.testing.assert_allclose(b, [60.0, 5.0])
+
+
+# What an update reports
+
+
+def test_the_share_of_undefined_log_z_and_its_mean():
+    """One of two contexts accepts nothing: undefined 1/2, log Z averaged as 0 there."""
+    target = np.array([[math.log(4.0), -math.inf], [math.log(2.0), -math.inf]])
+    estimator = estimators.f_dpg(divergences.jensen_shannon)
+    c, _, info = estimator.update(estimator.init(), LogWeights(np.zeros((2, 2)), target))
+    assert float(info["undefined"]) == 0.5
+    assert float(info["log_z"]) == pytest.approx(math.log(3.0) / 2)
+    assert (c[:, 1] == 0).all()
+
+
+def test_coefficient_bias_of_truncation_and_clipping_together():
+    """π/q = (1/2, 4), f' = log t = (−2, 1), truncate 2, clip 1: by hand with no baseline."""
+    w = LogWeights(np.log([0.5, 4.0]), np.log([0.5, 4.0]) - [-2.0, 1.0], np.zeros(2))
+    known, none = estimators.known_log_z(0.0), estimators.none()
+    estimator = estimators.f_dpg(
+        divergences.reverse_kl, log_z=known, baseline=none, truncate=2.0, clip=1.0
+    )
+    c, _, info = estimator.update(estimator.init(), w)
+    np.testing.assert_allclose(c, [0.5 * -1 / 2, 2 * 1 / 2])  # exact: −.5 and 2
+    assert float(info["coefficient_bias"]) == pytest.approx(0.25 + 1.0)
+
+
+def test_coefficient_bias_is_reported_with_an_exact_estimators_baseline():
+    """With leave-one-out both baselines count: exact b = (4, −1), kept b = (2, −.5)."""
+    w = LogWeights(np.log([0.5, 4.0]), np.log([0.5, 4.0]) - [-2.0, 1.0], np.zeros(2))
+    estimator = estimators.reinforce(truncate=2.0)
+    c, _, info = estimator.update(estimator.init(), w)
+    # exact: .5(−2 − 4)/2 = −1.5 and 4(1 + 1)/2 = 4; kept: .5(−2 − 2)/2 = −1 and 2(1 + 1)/2 = 2
+    np.testing.assert_allclose(c, [-1.0, 2.0])
+    assert float(info["coefficient_bias"]) == pytest.approx(0.5 + 2.0)
+
+
+def test_the_states_of_an_exact_estimator_do_not_see_its_bounds():
+    """A running baseline remembers the kept signal, and no state of the one that is reported."""
+    w = LogWeights(np.log([0.5, 4.0]), np.log([0.5, 4.0]) - [-2.0, 1.0], np.zeros(2))
+    estimator = estimators.reinforce(baseline=estimators.running(), truncate=2.0)
+    _, state, _ = estimator.update(estimator.init(), w)
+    assert float(state["baseline"]["total"]) == pytest.approx((0.5 * -2 + 2 * 1) / 2)
+
+
+def test_trajectory_balance_reports_its_log_z():
+    estimator = estimators.trajectory_balance(log_z=estimators.known_log_z(np.array([1.0, 4.0])))
+    _, _, info = estimator.update(estimator.init(), weighing([1, 1], [1, 1], context=[0, 1]))
+    assert float(info["log_z"]) == 2.5
