@@ -142,7 +142,7 @@ for step in fit(
     learning_rate=0.03,
     max_grad_norm=None,
 ):
-    rewards.append(step.metrics["reward"] * 2.0)
+    rewards.append(step.metrics["log_potential"] * 2.0)
     distances.append(from_gentle(careless))
 careful = lm.trainable()
 for _ in fit(
@@ -205,6 +205,6 @@ print(f"a quarter of the samples: exact JS {exactly(thrifty, divergences.jensen_
 #     policy = lm.trainable(lora=16)
 #     for step in fit(policy, program, f_dpg(divergences.jensen_shannon),
 #                     prompts=["The movie was"], n=48, steps=90, learning_rate=2e-4):
-#         print(step.index, step.metrics["reward"], step.metrics["reverse_kl"])
+#         print(step.index, step.metrics["log_potential"], step.metrics["reverse_kl"])
 #
 # `infer-align demo` runs that on SmolLM2-135M and writes a report.

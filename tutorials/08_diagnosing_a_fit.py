@@ -260,7 +260,7 @@ law = exact.RewardLaw.of_outcomes(reward, log_prior)
 curve = exact.tilts.frontier(law, 4.5 * np.linspace(0, 1, 60) ** 2)  # steep where the KL is small
 figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
 points = diagnostics.frontier_points(trees, scale=BETA)
-diagnostics.plot_frontier(points, axis, exact=curve)
+diagnostics.plot_frontier(points, axis, exact=curve, reward="E[reward]")
 plt.show()
 for point in points:
     best = exact.tilts.frontier(law, point.kl.value).reward

@@ -118,7 +118,7 @@ def _frontier(
     scale = 1.0 if beta is None else beta
     if len(metrics) > 1:
         x = smooth(_column(metrics, "kl_prior"))
-        y = scale * smooth(_column(metrics, "reward"))
+        y = scale * smooth(_column(metrics, "log_potential"))
         ax.plot(x, y, color=GREY, linewidth=1, alpha=0.5)
         strength = np.linspace(0.25, 1.0, len(x))
         ax.scatter(x, y, c=[(*_rgb(GREY), a) for a in strength], s=14, linewidths=0,
@@ -126,9 +126,10 @@ def _frontier(
     name = "E[log-potential] (reward/β)" if beta is None else "E[reward]"
     curve = None
     if "frontier" in trees["after"].children:
-        kl, reward = (evaluation.values(trees["after"], "frontier", n) for n in ("kl", "reward"))
-        curve = Curve(kl, scale * reward)
+        names = ("kl", "log_potential")
+        kl, potential = (evaluation.values(trees["after"], "frontier", n) for n in names)
+        curve = Curve(kl, scale * potential)
         x, y = (float(evaluation.values(trees["after"], "frontier", f"target_{n}"))
-                for n in ("kl", "reward"))  # fmt: skip
+                for n in names)  # fmt: skip
         ax.plot(x, scale * y, "*", color=GREEN, ms=12, label="the target")
     diagnostics.plot_frontier(points, ax, exact=curve, reward=name)

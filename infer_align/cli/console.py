@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LIVE = (
-    ("reward", "potential"),
+    ("log_potential", "log-potential"),
     ("kl_prior", "KL(π‖prior)"),
     ("reverse_kl", "KL(π‖p)"),
     ("forward_kl", "KL(p‖π)"),
     ("ess", "ESS/n"),
 )
-"""Metrics shown while fitting, and their names; the potential is log, reward/β of a tilt."""
+"""Metrics shown while fitting, and their names; the log-potential of a tilt is reward/β."""
 
 
 class Steady(io.TextIOBase):

@@ -168,9 +168,9 @@ def _frontier(tree: "xarray.DataTree", listing: Listing) -> dict[str, Any]:
     curve = frontier(law, top * np.linspace(0, 1, 33) ** 2)
     at_target = {
         "target_kl": ((), law.kl_of_tilt(1.0)),
-        "target_reward": ((), law.cumulants(1.0)[1]),
+        "target_log_potential": ((), law.cumulants(1.0)[1]),
     }
-    return {"kl": ("point", curve.kl), "reward": ("point", curve.reward), **at_target}
+    return {"kl": ("point", curve.kl), "log_potential": ("point", curve.reward), **at_target}
 
 
 def _diversity(tree: "xarray.DataTree", lm: "CausalLM") -> dict[str, float]:

@@ -10,10 +10,15 @@ from infer_align.estimators import LogWeights
 
 
 def batch_metrics(weights: LogWeights, log_prior: Array, log_potential: Array) -> dict[str, float]:
-    """Estimates from one batch, averaged over contexts: for curves, not for claims.
+    r"""Estimates from one batch, averaged over contexts: for curves, not for claims.
 
-    At the n of a fit they are noisy, and log Z (so ``reverse_kl`` too) is low by about
-    1/(2·ESS); `assess` on fresh draws has intervals.
+    Expectations under the policy are importance-weighted means, unbiased on- and off-policy:
+
+    .. math:: E_π[x] ≈ \frac1n \sum_i \frac{π_i}{q_i} x_i
+
+    Those under the target, whose normaliser is not known, are self-normalised in P/q. At the n of
+    a fit all are noisy, and log Z (so ``reverse_kl`` too) is low by about 1/(2·ESS); `assess` on
+    fresh draws has intervals.
 
     Parameters
     ----------
@@ -24,8 +29,11 @@ def batch_metrics(weights: LogWeights, log_prior: Array, log_potential: Array) -
     Returns
     -------
     dict of str to float
-        ``reward`` (mean log-potential of accepted outcomes under the policy), ``acceptance``,
-        ``kl_prior``, ``reverse_kl``, ``forward_kl``, ``log_z`` (nats) and ``ess`` (share of n).
+        Under the policy, in nats: ``log_potential`` (of a tilt reward/β, and no reward; over
+        accepted outcomes, the sum of π/q·potential over n less the rejected ones' π/q),
+        ``kl_prior``, ``reverse_kl``. Under the target: ``forward_kl`` (nats). Of the draws
+        themselves: ``acceptance`` (the share that the target accepts), ``log_z`` (nats) and
+        ``ess`` (share of n).
 
     Examples
     --------
@@ -34,7 +42,7 @@ def batch_metrics(weights: LogWeights, log_prior: Array, log_potential: Array) -
     >>> from infer_align.estimators import LogWeights
     >>> prior, potential = np.log([0.5, 0.5]), np.array([0.0, 1.0])
     >>> m = batch_metrics(LogWeights(prior, prior + potential), prior, potential)
-    >>> m["reward"], round(m["log_z"], 4)
+    >>> m["log_potential"], round(m["log_z"], 4)
     (0.5, 0.6201)
     """
     weights = LogWeights(*(None if x is None else numpy(x) for x in weights[:3]))
@@ -46,11 +54,12 @@ def batch_metrics(weights: LogWeights, log_prior: Array, log_potential: Array) -
     total = np.where(some, log_z + math.log(len(log_w)), 0.0)
     share = np.exp(log_w - total)  # self-normalised P/q
     d = log_ratio(weights.policy, weights.target)
-    kept = np.where(accepted, v, 0.0)
-    mass = kept.sum(axis=0)
-    reward = (kept * np.where(accepted, log_potential, 0.0)).sum(axis=0)
+    # π(accepted) as 1 - π(rejected): exactly 1 where nothing is rejected, whatever the weights.
+    mass = 1 - np.where(accepted, 0.0, v).mean(axis=0)
+    potential = np.where(accepted, v * np.where(accepted, log_potential, 0.0), 0.0).mean(axis=0)
+    known = accepted.any(axis=0) & (mass > 0)
     means = {
-        "reward": np.where(mass > 0, reward / np.where(mass > 0, mass, 1.0), math.nan),
+        "log_potential": np.where(known, potential / np.where(known, mass, 1.0), math.nan),
         "acceptance": accepted.mean(axis=0),
         "kl_prior": _sum(v, log_ratio(weights.policy, log_prior)) / len(v),
         # Rejected outcomes make KL(π‖p) infinite; without any accepted one log Z is -inf, too.

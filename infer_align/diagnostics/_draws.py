@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from array_api_compat import is_torch_array
 
-from infer_align._numerics import Array
+from infer_align._numerics import Array, as_real
 from infer_align.estimators import LogWeights
 
 
@@ -77,6 +77,7 @@ def draws(
 
 def numpy(array: Array) -> np.ndarray:
     """NumPy float64 copy of an array of any library, without its gradient."""
+    as_real(array, "an array given to the diagnostics")
     if is_torch_array(array):
         array = array.detach().cpu().double()
     return np.asarray(array, dtype=np.float64)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class FrontierPoint(NamedTuple):
-    """A policy's reward and its KL to the prior, with their errors.
+    """A policy's reward (or log-potential) and its KL to the prior, with their errors.
 
     Examples
     --------
@@ -29,7 +29,9 @@ class FrontierPoint(NamedTuple):
     kl: Estimate
     """KL(π‖prior), nats."""
     reward: Estimate
-    """E_π[reward]."""
+    """E_π of what ``quantity`` names."""
+    quantity: str = "E[reward]"
+    """For the axis: the log-potential is a reward divided by its temperature."""
 
 
 def frontier_points(
@@ -83,14 +85,17 @@ def _point(label: str, tree: "xarray.DataTree", feature: str | None, scale: floa
             f"the assessment {label!r} has no KL to the prior; give assess the draws' log_prior"
         )
     if feature is None:
-        return FrontierPoint(label, found["kl_prior"], _scaled(_potential(label, tree), scale))
+        quantity = "E[log-potential]" if scale == 1 else f"{scale:g} E[log-potential]"
+        value = _scaled(_potential(label, tree), scale)
+        return FrontierPoint(label, found["kl_prior"], value, quantity)
     name = f"policy_{feature}"
     if name not in found:
         known = [n.removeprefix("policy_") for n in found if n.startswith("policy_")]
         raise ValueError(
             f"the assessment {label!r} has no feature {feature!r}; it has {known or 'none'}"
         )
-    return FrontierPoint(label, found["kl_prior"], _scaled(found[name], scale))
+    quantity = f"E[{feature}]" if scale == 1 else f"{scale:g} E[{feature}]"
+    return FrontierPoint(label, found["kl_prior"], _scaled(found[name], scale), quantity)
 
 
 def _potential(label: str, tree: "xarray.DataTree") -> Estimate:

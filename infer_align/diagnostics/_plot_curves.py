@@ -11,7 +11,7 @@ from infer_align.diagnostics._positions import ByPosition
 
 
 def plot_frontier(
-    points: Sequence[FrontierPoint], axis: Any, *, exact: Any = None, reward: str = "E[reward]"
+    points: Sequence[FrontierPoint], axis: Any, *, exact: Any = None, reward: str | None = None
 ) -> Any:
     """Policies on the plane of KL to the prior and reward, and the most that a KL can buy.
 
@@ -22,13 +22,25 @@ def plot_frontier(
     axis : matplotlib Axes
     exact : infer_align.exact.tilts.Frontier, optional
         Or anything with arrays ``kl`` and ``reward``: the exact curve. No policy lies above it.
-    reward : str
-        Name of the vertical axis, with its unit.
+    reward : str, optional
+        Name of the vertical axis, with its unit. Default: what the points say they are,
+        ``E[log-potential]`` unless a feature was named.
 
     Returns
     -------
     matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        For points of different quantities on one axis without a name for it.
     """
+    quantities = sorted({point.quantity for point in points}) or ["E[reward]"]
+    if reward is None and len(quantities) > 1:
+        raise ValueError(
+            f"the points are of different quantities, {', '.join(quantities)}; make all with the "
+            "same feature= and scale=, or name the axis with reward="
+        )
     if exact is not None:
         order = np.argsort(np.asarray(exact.kl))
         axis.plot(
@@ -43,7 +55,7 @@ def plot_frontier(
             color=colour, markerfacecolor=colour if claimed else "none", zorder=4,
             label=short(point.label) + ("" if claimed else ", not claimed to cover"),
         )  # fmt: skip
-    axis.set(xlabel="KL(π‖prior), nats", ylabel=reward)
+    axis.set(xlabel="KL(π‖prior), nats", ylabel=reward or quantities[0])
     axis.margins(x=0.08, y=0.12)
     axis.legend(fontsize=8, frameon=False, loc="lower right")
     return clean(axis)

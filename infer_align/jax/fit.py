@@ -42,9 +42,8 @@ class Step(NamedTuple):
     """One optimiser step: ``params`` and ``state`` after it, the rest about the batch before it.
 
     ``outcomes`` and ``weights`` (NumPy float64) are the batch. ``metrics`` are numbers:
-    ``reward`` (mean log-potential of accepted outcomes), ``acceptance``, ``kl_prior``,
-    ``reverse_kl``, ``forward_kl`` (estimates in nats), ``log_z``, ``ess`` (share of n),
-    ``grad_norm``, and ``skipped`` (1 where all coefficients were zero and no step was taken). A fit
+    ``log_potential`` (of a tilt reward/β), ``acceptance``, ``kl_prior``, ``reverse_kl``,
+    ``forward_kl``, ``log_z``, ``ess``, as `diagnostics.batch_metrics` gives them, ``grad_norm``, and ``skipped`` (1 where all coefficients were zero and no step was taken). A fit
     to samples has ``cross_entropy`` (mean −log π of the batch, nats) in place of the first seven.
     """
 

@@ -126,7 +126,7 @@ def test_a_batch_without_an_accepted_outcome_is_skipped():
     assert step.metrics["skipped"] == 1
     assert step.metrics["acceptance"] == 0
     assert step.metrics["log_z"] == -math.inf
-    assert math.isnan(step.metrics["reward"])
+    assert math.isnan(step.metrics["log_potential"])
     np.testing.assert_array_equal(step.params, jnp.zeros(6))
 
 
