@@ -8,7 +8,7 @@ import array_api_compat.numpy
 import numpy as np
 
 from infer_align import _ties
-from infer_align._numerics import namespace
+from infer_align._numerics import as_real, namespace, own
 from infer_align.exact._engines import (
     MAX_DIFFERENTIABLE,
     MAX_LATTICE,
@@ -150,7 +150,7 @@ def reward_law_of_counts(
     columns = compositions(m, len(letters))
     counts = np.zeros((len(columns[0]), len(probs)), dtype=np.int64)
     counts[:, letters] = np.stack(columns, axis=1)
-    values = np.asarray(reward(counts), dtype=float)
+    values = np.asarray(as_real(reward(own(counts)), "the reward"), dtype=float)
     if values.shape == (len(counts),) and not np.isfinite(values).all():
         i = int(np.argmin(np.isfinite(values)))
         raise ValueError(f"the reward of counts {counts[i].tolist()} is {values[i]}, not finite")

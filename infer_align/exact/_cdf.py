@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from infer_align._numerics import namespace
+from infer_align._numerics import as_real, namespace, own
 from infer_align.exact._law import RewardLaw
 from infer_align.exact._potential import potential_law
 from infer_align.exact._problem import distribution_of, problem_of
@@ -68,7 +68,7 @@ def reward_cdf(base: Any, reward: Reward | None = None, *contexts: Any) -> Rewar
     log_prob = space.log_prob(distribution, tolerance=1e-4)
     if isinstance(base, Target) or not hasattr(base, "log_prob"):
         log_prob = space.log_target(target, *contexts)
-    rewards = reward(space._for_contexts(shape), *contexts)
+    rewards = as_real(reward(own(space._for_contexts(shape)), *contexts), "the reward")
     xp = namespace(log_prob)
     return RewardCdf.exact(xp.asarray(rewards), log_prob)
 
@@ -106,7 +106,8 @@ def cdf_of_support(distribution: Any, reward: Reward, *contexts: Any) -> RewardC
     n, *event = support.shape
     spread = xp.reshape(support, (n, *(1,) * len(shape), *event))
     y = xp.broadcast_to(spread, (n, *shape, *event))
-    return RewardCdf.exact(reward(y, *contexts), distribution.log_prob(y))
+    rewards = as_real(reward(own(y), *contexts), "the reward")
+    return RewardCdf.exact(rewards, distribution.log_prob(y))
 
 
 def _of_law(law: RewardLaw, reward: Any) -> RewardCdf:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from infer_align._numerics import as_real
 from infer_align.estimators import LogWeights
 from infer_align.targets import Target, add_potential
 
@@ -70,7 +71,7 @@ def weigh(batch: Batch, name: str) -> Weighed:
 
 
 def _host(array: Any) -> np.ndarray:
-    return np.asarray(array, dtype=np.float64)
+    return np.asarray(as_real(array, "a log-probability or potential"), dtype=np.float64)
 
 
 def _check_shapes(batch: Batch, n: int, name: str) -> None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infer_align._numerics import as_real
 from infer_align.jax.numpyro import target as as_target
 from infer_align.samplers import (
     Drawn,
@@ -217,7 +218,7 @@ class JaxSource:
 
     def _host(self, x: Any, n: int | None = None) -> np.ndarray:
         """In NumPy float64, of shape (n, *contexts)."""
-        host = np.asarray(x, dtype=np.float64)
+        host = np.asarray(as_real(x, f"a log-density of {self.name!r}"), dtype=np.float64)
         check_density_shape(host.shape, self, n)
         return host
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from infer_align import _ties
-from infer_align._numerics import concrete
+from infer_align._numerics import as_real, concrete, own
 from infer_align.samplers._outcomes import (
     Outcomes,
     check,
@@ -103,7 +103,7 @@ def _best(
     """The best of each of m groups of n, their log P, and the outcomes as they came."""
     drawn = source.draw(n * m)
     check(drawn, n * m, source)
-    values = concrete(reward(drawn.outcomes))
+    values = concrete(as_real(reward(own(drawn.outcomes)), "the reward"))
     if values is None or values.shape != (n * m, *source.shape):
         got = "no array" if values is None else values.shape
         raise ValueError(

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from infer_align._numerics import Array, concrete
+from infer_align._numerics import Array, concrete, own
 
 
 @runtime_checkable
@@ -76,7 +76,7 @@ def prefix_twist(log_psi: Callable[[Array], Array]) -> PrefixTwist:
     >>> few_ones.log_psi(np.array([[[1, 0, 1]], [[0, 0, 1]]])).tolist()
     [[-inf], [0.0]]
     """
-    return _Prefix(log_psi)
+    return _Prefix(lambda prefix: log_psi(own(prefix)))
 
 
 def next_twist(next_log_psi: Callable[[Array], Array]) -> NextTwist:
@@ -99,7 +99,7 @@ def next_twist(next_log_psi: Callable[[Array], Array]) -> NextTwist:
     >>> no_ones.next_log_psi(np.zeros((1, 1, 0), dtype=int)).tolist()
     [[[0.0, -inf]]]
     """
-    return _Next(next_log_psi)
+    return _Next(lambda prefix: next_log_psi(own(prefix)))
 
 
 def policy_twist(policy: HasNextLogProb, prior: HasNextLogProb) -> NextTwist:
@@ -140,7 +140,7 @@ def policy_twist(policy: HasNextLogProb, prior: HasNextLogProb) -> NextTwist:
         log_ratio = np.stack([_log_ratio(policy, prior, tuple(row)) for row in distinct.tolist()])
         return log_ratio[place.ravel()].reshape(n, contexts, -1)
 
-    return _Next(next_log_psi)
+    return _Next(lambda prefix: next_log_psi(own(prefix)))
 
 
 def _log_ratio(policy: HasNextLogProb, prior: HasNextLogProb, prefix: tuple[int, ...]) -> Any:

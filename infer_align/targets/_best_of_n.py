@@ -18,6 +18,7 @@ from infer_align._numerics import (
     log_neg_log1mexp,
     logsumexp,
     namespace,
+    own,
 )
 from infer_align._ties import ULPS, precision, real
 from infer_align.targets._cdf import Cdf, Place, RewardCdf, check_cdf, is_estimated, place_of
@@ -123,10 +124,10 @@ def soft_best_of_n(
     _check_temperature(temperature, "temperature")
 
     def potential(y: Any, *contexts: Any) -> Array:
-        return soft_log_ratio(_of(cdf, contexts), reward(y, *contexts), n, temperature)
+        return soft_log_ratio(_of(cdf, contexts), reward(own(y), *contexts), n, temperature)
 
     def error(y: Any, *contexts: Any) -> Array:
-        return soft_error(_of(cdf, contexts), reward(y, *contexts), n, temperature)
+        return soft_error(_of(cdf, contexts), reward(own(y), *contexts), n, temperature)
 
     return _finished(base, potential, error, f"soft_best_of_{n:g}", cdf, 0.0)
 

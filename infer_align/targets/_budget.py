@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import is_array_api_obj
 
-from infer_align._numerics import concrete
+from infer_align._numerics import as_real, concrete, own
 from infer_align.targets._combinators import tilt
 from infer_align.targets._dual import Points, tilted
 from infer_align.targets._moment_fit import ESS_MIN, Evaluated, clustered, notes_on, worth
@@ -157,7 +157,7 @@ def reward_points(
 ) -> Points:
     """Rewards of outcomes beside the base's masses."""
     name = base.name if isinstance(base, Target) else "kl_budget"
-    values = reward(outcomes, *contexts)
+    values = as_real(reward(own(outcomes), *contexts), "the reward")
     known = concrete(values) if is_array_api_obj(values) else np.asarray(values)
     if known is None:
         raise ValueError("a KL budget is solved in NumPy, outside jax.jit and other transforms")

@@ -17,7 +17,7 @@ import numpy as np
 from array_api_compat import device, is_torch_array
 from jaxtyping import Float
 
-from infer_align._numerics import Array, logsumexp, namespace
+from infer_align._numerics import Array, as_real, logsumexp, namespace, own
 from infer_align._ties import precision, real, widths
 from infer_align.targets._levels import Sums, Table, host, known, look_up, table_of
 from infer_align.targets._target import LogPotential
@@ -393,7 +393,7 @@ def check_cdf(cdf: Any) -> None:
 
 def place_of(cdf: Any, reward: LogPotential, y: Any, contexts: tuple[Any, ...]) -> Place:
     """Where the rewards of outcomes stand."""
-    values = reward(y, *contexts)
+    values = as_real(reward(own(y), *contexts), "the reward")
     return (cdf if isinstance(cdf, RewardCdf) else cdf(*contexts)).at(values)
 
 

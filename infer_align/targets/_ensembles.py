@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from infer_align._numerics import Array, namespace
+from infer_align._numerics import Array, namespace, own
 from infer_align.targets._target import LogPotential
 
 
@@ -38,7 +38,7 @@ def mean_reward(*rewards: LogPotential) -> LogPotential:
     _some(rewards)
 
     def mean(y: Any, *contexts: Any) -> Array:
-        values = [reward(y, *contexts) for reward in rewards]
+        values = [reward(own(y), *contexts) for reward in rewards]
         xp = namespace(*values)
         return xp.mean(xp.stack(values), axis=0)
 
@@ -75,7 +75,7 @@ def worst_case(*rewards: LogPotential) -> LogPotential:
     _some(rewards)
 
     def least(y: Any, *contexts: Any) -> Array:
-        values = [reward(y, *contexts) for reward in rewards]
+        values = [reward(own(y), *contexts) for reward in rewards]
         xp = namespace(*values)
         return xp.min(xp.stack(values), axis=0)
 
@@ -119,7 +119,7 @@ def uncertainty_weighted(*rewards: LogPotential, weight: float | int) -> LogPote
         )
 
     def reward(y: Any, *contexts: Any) -> Array:
-        values = [one(y, *contexts) for one in rewards]
+        values = [one(own(y), *contexts) for one in rewards]
         xp = namespace(*values)
         stacked = xp.stack(values)
         rejected = xp.any(stacked == -math.inf, axis=0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from infer_align._numerics import Array, concrete
+from infer_align._numerics import Array, as_real, concrete, own
 from infer_align.targets._combinators import extend
 from infer_align.targets._declared import (
     Constrained,
@@ -91,14 +91,14 @@ def _constrain(base: Any, moments: tuple[Moment, ...], *, inner: bool) -> Target
     name = f"moment_match({base.name})" if isinstance(base, Target) else "moment_match"
 
     def values(y: Any, contexts: tuple[Any, ...]) -> Values:
-        return {one.name: (one.feature(y, *contexts), float(one.mean)) for one in moments}
+        return {one.name: (one.feature(own(y), *contexts), float(one.mean)) for one in moments}
 
     def terms(y: Any, *contexts: Any) -> tuple[Array | None, Values]:
         potential, declared = outer(y, *contexts)
-        own = values(y, contexts)
-        if twice := set(declared) & set(own):
+        added = values(y, contexts)
+        if twice := set(declared) & set(added):
             raise ValueError(f"moments {sorted(twice)} of target {name!r} are declared twice")
-        return potential, declared | own
+        return potential, declared | added
 
     constrained = Constrained(terms, name)
     if inner:
@@ -215,7 +215,7 @@ def evaluate(
         )
     columns = []
     for name, (value, _) in values.items():
-        known = concrete(value)
+        known = concrete(as_real(value, f"the feature of moment {name!r}"))
         if known is None:
             raise ValueError("moments are solved in NumPy, outside jax.jit and other transforms")
         if known.shape != log_weights.shape:

@@ -9,6 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from infer_align import _ties
+from infer_align._numerics import as_real, own
 from infer_align.exact._cdf import cdf_of_support
 from infer_align.targets import add_potential, best_of_draws, check_draws, tolerance_of
 
@@ -161,7 +162,8 @@ class BestOfN(TorchDistribution):
 
     def _rewards(self, y: Tensor) -> Tensor:
         rows = self._rows(y)
-        rewards = torch.as_tensor(self.reward(rows, *self.contexts))
+        rewards = torch.as_tensor(self.reward(own(rows), *self.contexts))
+        as_real(rewards, "the reward")
         wanted = rows.shape[: rows.ndim - len(self.event_shape)]
         if rewards.shape != wanted:
             raise ValueError(

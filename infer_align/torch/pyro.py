@@ -16,6 +16,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from infer_align._numerics import own
 from infer_align.targets import Constrained, Target, collecting
 
 __all__ = ["context_names", "target"]
@@ -249,7 +250,8 @@ class _Sites(Messenger):
             event = len(msg["fn"].event_shape)
             if not self.values:
                 self.shape, self.device = value.shape[: value.ndim - event], value.device
-            self.values[msg["name"]] = value
+            # The program goes on with its own tensor, and may edit it in place.
+            self.values[msg["name"]] = own(value) if self.y is None else value
             if self.y is None or (not self.stop and not isinstance(self.y, dict)):
                 return  # only the potential is wanted: the prior may be a costly network
         self.terms.append(
@@ -268,13 +270,13 @@ class _Sites(Messenger):
                     f"program {self.program!r} has a latent site {site!r} and the outcome has "
                     f"sites {sorted(self.y)}; give every latent site a value"
                 )
-            return self.y[site]
+            return own(self.y[site])
         if self.values:
             raise ValueError(
                 f"program {self.program!r} has several latent sites ({', '.join(self.values)}, "
                 f"{site}), so an outcome is a dict from site to value; got one array"
             )
-        return self.y
+        return own(self.y)
 
     def _missing_shape(self, fn: Any) -> tuple[int, ...]:
         """A later site needs sample axes only if it does not depend on an earlier one."""

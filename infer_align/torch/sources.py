@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infer_align._numerics import as_real
 from infer_align.samplers import (
     Drawn,
     TokenStream,
@@ -206,7 +207,7 @@ class TorchSource:
 
     def _host(self, x: Tensor) -> np.ndarray:
         """In NumPy float64, of shape (n, *contexts)."""
-        host = x.detach().double().cpu().numpy()
+        host = as_real(x, f"a log-density of {self.name!r}").detach().double().cpu().numpy()
         check_density_shape(host.shape, self)
         return host
 
