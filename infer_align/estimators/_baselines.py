@@ -110,10 +110,8 @@ def running(*, decay: float | None = None) -> Baseline:
         xp = namespace(signal)
         total, count = (beside(ratio, state[k]) for k in ("total", "count"))
         b = xp.where(count > 0, total / xp.where(count > 0, count, 1.0), 0.0)
-        new = {
-            "total": keep * total + xp.mean(_weighted(ratio, signal)),
-            "count": keep * count + 1.0,
-        }
+        now = xp.mean(_weighted(ratio, signal))
+        new = {"total": keep * total + now, "count": keep * count + 1.0}
         return xp.zeros_like(ratio[:1]) + b, new
 
     return Baseline(init, update, "running")

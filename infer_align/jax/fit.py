@@ -43,7 +43,8 @@ class Step(NamedTuple):
 
     ``outcomes`` and ``weights`` (NumPy float64) are the batch. ``metrics`` are numbers:
     ``log_potential`` (of a tilt reward/β), ``acceptance``, ``kl_prior``, ``reverse_kl``,
-    ``forward_kl``, ``log_z``, ``ess``, as `diagnostics.batch_metrics` gives them, ``grad_norm``, and ``skipped`` (1 where all coefficients were zero and no step was taken). A fit
+    ``forward_kl``, ``log_z`` and ``ess``, as `infer_align.diagnostics.batch_metrics` gives them;
+    ``grad_norm``, and ``skipped`` (1 where all coefficients were zero and no step was taken). A fit
     to samples has ``cross_entropy`` (mean −log π of the batch, nats) in place of the first seven.
     """
 

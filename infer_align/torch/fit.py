@@ -52,10 +52,10 @@ class Step(NamedTuple):
     """One optimiser step.
 
     ``outcomes`` are those of the batch, ``(n, *contexts, ...)``, or a dict of them by site.
-    ``metrics`` are numbers about the batch *before* the update: ``reward`` (mean
-    log-potential of accepted outcomes), ``acceptance``, ``kl_prior``, ``reverse_kl``,
-    ``forward_kl`` (estimates in nats), ``log_z``, ``ess`` (share of n), ``grad_norm``,
-    ``skipped``, ``learning_rate``, ``tokens``, and ``seconds_`` of each phase. A fit to samples has
+    ``metrics`` are numbers about the batch *before* the update: ``log_potential`` (of a tilt
+    reward/β), ``acceptance``, ``kl_prior``, ``reverse_kl``, ``forward_kl``, ``log_z`` and ``ess``,
+    as `infer_align.diagnostics.batch_metrics` gives them; ``grad_norm``, ``skipped``,
+    ``learning_rate``, ``tokens``, and ``seconds_`` of each phase. A fit to samples has
     ``cross_entropy`` (mean −log π of the batch, nats) in place of the first seven.
     """
 

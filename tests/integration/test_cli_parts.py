@@ -240,7 +240,7 @@ def test_messages_say_where_in_the_users_file(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-METRICS = {"reward": 1.0, "kl_prior": 0.5, "reverse_kl": 0.25, "forward_kl": 0.2, "ess": 0.5}
+METRICS = {"log_potential": 1.0, "kl_prior": 0.5, "reverse_kl": 0.25, "forward_kl": 0.2, "ess": 0.5}
 
 
 def test_meter_prints_few_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,7 +138,7 @@ def test_metrics_are_estimates_of_the_exact_values():
     w = np.exp(np.asarray(SPACE.log_density(target(bandit)))) * 6
     ess = float(p @ w) ** 2 / float(p @ w**2)
     want = {
-        "reward": float(p @ REWARD),
+        "log_potential": float(p @ REWARD),
         "acceptance": 1.0,
         "kl_prior": float(p @ (jnp.log(p) - jnp.log(PROBS))),
         "reverse_kl": exact(divergences.reverse_kl, jnp.zeros(6)),
