@@ -249,7 +249,7 @@ def test_meter_prints_few_plain_lines(capsys: pytest.CaptureFixture[str]) -> Non
             bar.advance(done, console.live_text(METRICS))
     lines = capsys.readouterr().out.splitlines()
     assert 15 < len(lines) < 25
-    assert lines[0].startswith("step 11/100  potential 1.000  KL(π‖prior) 0.500  KL(π‖p) 0.250")
+    assert lines[0].startswith("step 11/100  log-potential 1.000  KL(π‖prior) 0.500  KL(π‖p) 0.250")
     assert lines[-1].startswith("step 100/100")
     assert "left" in lines[-1]
 
