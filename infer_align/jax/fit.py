@@ -21,8 +21,10 @@ import optax
 from infer_align.diagnostics import batch_metrics
 from infer_align.estimators import Estimator, LogWeights, checked_update
 from infer_align.jax._batch import Batch, draw, of_data, weigh
+from infer_align.jax._support import refuse_moving_support
 from infer_align.jax.numpyro import Program, ProgramPrior
 from infer_align.jax.numpyro import target as as_target
+from infer_align.jax.sources import Mixture
 from infer_align.targets import Empirical, Target, check_provides
 
 __all__ = ["FitState", "Step", "fit", "policy_gradient"]
@@ -104,12 +106,14 @@ def fit(
     Requirements
     ------------
     Policy and target are JAX code. The proposal is positive wherever the policy or the target is.
+    The bounds of the policy's support do not move with its parameters (``Uniform(0, t)``): the
+    gradient is a score function, which is wrong there.
 
     Raises
     ------
     ValueError
-        For arguments that cannot be right, a target that does not provide what the estimator
-        requires, log-weights that the estimator refuses, and for coefficients or gradients that
+        For arguments that cannot be right, a policy whose support moves, a target that does not
+        provide what the estimator requires, log-weights that the estimator refuses, and for coefficients or gradients that
         are not finite. The last step yielded remains good.
 
     Examples
@@ -161,6 +165,8 @@ def fit(
     )
     if from_target and isinstance(declared.prior, Empirical):
         declared.prior.check_contexts(tuple(policy(params, *contexts).batch_shape))
+    support = lambda params: _regular(jnp.zeros(()), policy(params, *contexts))
+    jax.eval_shape(jax.grad(support), params)  # before anything is drawn
     fresh = FitState(0, run.optimizer.init(params), estimator.init())
     if resume is not None:
         for what, new, old in zip(fresh._fields, fresh, resume, strict=True):
@@ -201,12 +207,35 @@ def policy_gradient(
     """
 
     def surrogate(params: Any) -> jax.Array:
-        log_prob = policy(params, *contexts).log_prob(outcomes)
+        distribution = policy(params, *contexts)
+        log_prob = _regular(distribution.log_prob(outcomes), distribution, outcomes)
         c = jnp.asarray(coefficients, dtype=log_prob.dtype)
         # 0 · (−inf) is NaN: outcomes that the policy never draws have no gradient.
         return jnp.sum(c * jnp.where(jnp.isfinite(log_prob), log_prob, 0.0))
 
     return jax.grad(surrogate)(params)
+
+
+def _regular(log_prob: jax.Array, policy: Any, outcomes: Any = None) -> jax.Array:
+    """The policy's log-prob, whose derivative raises if its support moves with the parameters."""
+    for name, distribution in _parts(policy, outcomes):
+        what = f"the policy{name}, whose gradient is the score function,"
+        log_prob = refuse_moving_support(log_prob, distribution, what)
+    return log_prob
+
+
+def _parts(policy: Any, outcomes: Any) -> Iterator[tuple[str, Any]]:
+    """The NumPyro distributions of a policy, each with the site that it is at."""
+    if isinstance(policy, Mixture):
+        for component in policy.components:
+            yield from _parts(component, outcomes)
+    elif isinstance(policy, ProgramPrior) and outcomes is not None:
+        one = (0,) * (1 + len(policy.batch_shape))
+        values = jax.tree.map(lambda y: jnp.asarray(y)[one], outcomes)
+        for site, distribution in policy.latent(values).items():
+            yield f" at site {site!r}", distribution
+    elif isinstance(policy, dist.Distribution):
+        yield "", policy
 
 
 @dataclass(frozen=True)

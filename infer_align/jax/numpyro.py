@@ -138,17 +138,32 @@ class ProgramPrior:
         ValueError
             If the program has several latent sites.
         """
-        first = (0,) * len(self.batch_shape)
-        context = jax.tree.map(lambda x: jnp.asarray(x)[first], self.contexts)
-        sites = self._trace(jax.random.key(0), {}, context)
-        latent = [s for s in sites if s["type"] == "sample" and not s["is_observed"]]
+        latent = self.latent()
         if len(latent) != 1:
             raise ValueError(
                 f"program {self.name!r} has {len(latent)} latent sites "
-                f"({', '.join(s['name'] for s in latent)}), and this needs one whose distribution "
+                f"({', '.join(latent)}), and this needs one whose distribution "
                 "is the prior: draw the whole outcome at one site"
             )
-        return latent[0]["fn"]
+        return next(iter(latent.values()))
+
+    def latent(self, value: Outcome | None = None) -> dict[str, Any]:
+        """The distributions of the latent sites, of the first context.
+
+        Parameters
+        ----------
+        value : array or dict, optional
+            One outcome. Default: one that is drawn.
+
+        Returns
+        -------
+        dict from site to Distribution
+        """
+        first = (0,) * len(self.batch_shape)
+        context = jax.tree.map(lambda x: jnp.asarray(x)[first], self.contexts)
+        values = {} if value is None else self._by_site(value, self._latent_shapes())
+        sites = self._trace(jax.random.key(0), values, context)
+        return {s["name"]: s["fn"] for s in sites if s["type"] == "sample" and not s["is_observed"]}
 
     def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> Outcome:
         """Outcomes drawn by running the program: an array, or a dict of several sites.

@@ -18,6 +18,7 @@ from torch import Tensor
 from infer_align.diagnostics import batch_metrics
 from infer_align.estimators import Estimator, LogWeights, checked_update
 from infer_align.targets import Empirical, Target, add_potential
+from infer_align.torch._support import refuse_moving_support
 from infer_align.torch.contexts import Contexts, bind
 from infer_align.torch.continuations import Continuations
 from infer_align.torch.demonstrations import draw_data, fits_samples
@@ -91,7 +92,8 @@ def fit(
     Parameters
     ----------
     policy : CausalLM, or module that is a callable from contexts to a distribution
-        What is fitted, in place. It has ``parameters()``.
+        What is fitted, in place. It has ``parameters()``. The bounds of its support do not move
+        with them (``Uniform(0, t)``): the gradient is a score function, which is wrong there.
     target : Pyro program or Target
     estimator : Estimator
         One that requires samples (``maximum_likelihood``) draws its batch from the target: from
@@ -133,7 +135,8 @@ def fit(
     Raises
     ------
     ValueError
-        For arguments that cannot be right, a target that does not provide what the estimator
+        For arguments that cannot be right, a policy whose support moves with its parameters (at the
+        first step), a target that does not provide what the estimator
         requires, log-weights that the estimator refuses, and for a gradient that is not finite.
         The policy then is as after the last step yielded.
     """
@@ -225,6 +228,7 @@ class _Fit:
             self.batch = self._draw(clock)
         batch = self.batch
         distribution = self.policy(*self.contexts.of_policy(batch.ids))
+        refuse_moving_support(distribution, self.parameters)
         on_policy = fresh and self.proposal is None and not self.from_target
         parts = _log_prob_in_parts(distribution, batch.outcomes, self.token_budget)
         if on_policy:

@@ -94,7 +94,9 @@ def sample(d: Any, source: Supply | Recorder) -> tuple[Array, Array | None]:
         each = -0.5 * noise**2 - jnp.log(base.scale) - HALF_LOG_2PI
         log_prob = jnp.sum(each, axis=tuple(range(len(shape) - d.event_dim, len(shape))))
         return base.loc + base.scale * noise, log_prob
-    if is_a(d, dist.TransformedDistribution) and d.has_rsample:
+    # Some families, as the folded ones, have a density of their own, which takes no more.
+    general = type(d).log_prob is dist.TransformedDistribution.log_prob
+    if is_a(d, dist.TransformedDistribution) and general and d.has_rsample:
         value, passed = d.sample_with_intermediates(source.key())
         return value, d.log_prob(value, passed)
     return _other(d, base, source, shape), None

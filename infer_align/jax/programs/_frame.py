@@ -19,6 +19,7 @@ import numpyro.distributions as dist
 from jax.extend.core import get_opaque_trace_state
 from numpyro.primitives import Messenger
 
+from infer_align.jax._support import refuse_moving_support
 from infer_align.jax.programs._distributions import (
     base_of,
     elements_of,
@@ -230,15 +231,14 @@ class Frame(Messenger):
                 self.plan.sites[uid] = site
                 self.reports["drawn"][uid] = jnp.zeros(site.shape)
             msg["infer"] = dict(msg["infer"])
-            return self._value(uid, self.plan.sites[uid].estimator, d, msg["infer"])
+            return self._value(uid, self.plan.sites[uid], d, msg["infer"])
         except ValueError as error:
             if str(error).startswith("site "):
                 raise
             raise ValueError(f"site {name!r}: {error}") from None
 
-    def _value(
-        self, uid: str, estimator: SiteEstimator, d: Any, infer: dict[str, Any]
-    ) -> Array:  # fmt: skip
+    def _value(self, uid: str, site: Site, d: Any, infer: dict[str, Any]) -> Array:
+        estimator = site.estimator
         if estimator.kind == "pathwise":
             if estimator.draw is not None:
                 return estimator.draw(d, self.source.key())
@@ -252,9 +252,11 @@ class Frame(Messenger):
             if log_density is not None and not self.in_scan:
                 infer["log_density"] = log_density
             return value
+        what = f"site {site.name!r} with the estimator {estimator.name}"
+        fixed = lambda x: refuse_moving_support(x, d, what)
         if estimator.kind == "score":
             value = stop(sample(d, self.source)[0])
-            self.reports["log_score"][uid] = log_prob(d, value)
+            self.reports["log_score"][uid] = fixed(log_prob(d, value))
             return value
         elements = elements_of(d)
         if estimator.kind == "enumerate":
@@ -263,13 +265,14 @@ class Frame(Messenger):
             if uid in self.overrides:
                 index = self.overrides[uid].values
             value = support[index]
-            self.reports["log_weight"][uid] = log_prob(elements, value)
+            self.reports["log_weight"][uid] = fixed(log_prob(elements, value))
             return value
         value = stop(sample(d, self.source)[0])
         other = self.source.key() if estimator.draws else None
         if self.alternatives:
             assert estimator.alternatives is not None
-            self.reports["alternatives"][uid] = estimator.alternatives(elements, value, other)
+            others = estimator.alternatives(elements, value, other)
+            self.reports["alternatives"][uid] = others._replace(weights=fixed(others.weights))
         elif uid in self.overrides:
             where, values = self.overrides[uid]
             where = where.reshape(where.shape + (1,) * elements.event_dim)

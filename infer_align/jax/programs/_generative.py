@@ -21,6 +21,7 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from infer_align.jax._support import refuse_moving_support
 from infer_align.jax.programs._distributions import log_prob
 from infer_align.jax.programs._frame import current
 from infer_align.jax.programs._loops import particles
@@ -30,6 +31,7 @@ __all__ = ["Marginal", "Normalized", "density", "detach", "marginal", "normalize
 Array = Any
 Program = Any
 Sites = dict[str, Any]
+ELSEWHERE = "of marginal, whose density is taken at draws of another program,"
 
 
 @runtime_checkable
@@ -183,6 +185,41 @@ class _Detached(Messenger):
             msg["args"] = (_Detached(body), *rest)
 
 
+def given(program: Program, why: str, names: Sequence[str] | None = None) -> Program:
+    """The same program, for its density where sites have values that do not move with its bounds.
+
+    Parameters
+    ----------
+    program : NumPyro program, or what `marginal` and `normalize` make
+    why : str
+        Of the message that refuses a support which moves with what is differentiated.
+    names : sequence of str, optional
+        The sites. Default: all that are latent.
+    """
+    if isinstance(program, Marginal):
+        inner = given(program.program, why, names), program.keep, program.proposal
+        return Marginal(*inner, program.n)
+    if isinstance(program, Normalized):
+        return Normalized(given(program.program, why, names), program.proposal, program.n,
+                          program.index)  # fmt: skip
+    return _Given(program, why, names)
+
+
+class _Given(Messenger):
+    """Says at each site that its density is taken at a value from elsewhere."""
+
+    def __init__(self, fn: Any, why: str, names: Sequence[str] | None) -> None:
+        super().__init__(fn)
+        self.why, self.names = why, names
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and (self.names is None or msg["name"] in self.names):
+            msg["infer"] = {**msg["infer"], "given": self.why}
+        elif msg["type"] == "control_flow":
+            body, *rest = msg["args"]
+            msg["args"] = (_Given(body, self.why, self.names), *rest)
+
+
 class _Complete(Messenger):
     """Refuses a latent site that no value was given for."""
 
@@ -209,6 +246,9 @@ def _log_density(trace: Mapping[str, Any]) -> Array:
         each = site["infer"].get("log_density")
         if each is None:
             each = log_prob(site["fn"], site["value"])
+        if (why := site["infer"].get("given")) and not site["is_observed"]:
+            what = f"site {site['name']!r} {why}"
+            each = refuse_moving_support(each, site["fn"], what)
         total = total + jnp.sum(each if site["scale"] is None else site["scale"] * each)
     return total
 
@@ -227,7 +267,7 @@ class Marginal:
         sites, log_joint = simulate(self.program, *args)
         kept = self._kept(sites)
         other = {name: value for name, value in sites.items() if name not in kept}
-        first = log_joint - density(self.proposal, other, kept, *args)
+        first = log_joint - density(given(self.proposal, ELSEWHERE), other, kept, *args)
         if self.n == 1:
             return kept, first
         rest = particles(self.n - 1, lambda: self._weight(kept, args))
@@ -242,7 +282,8 @@ class Marginal:
 
     def _weight(self, kept: Sites, args: tuple[Any, ...]) -> Array:
         other, log_proposal = simulate(self.proposal, kept, *args)
-        return density(self.program, kept | other, *args) - log_proposal
+        program = given(self.program, ELSEWHERE, list(other))
+        return density(program, kept | other, *args) - log_proposal
 
     def _kept(self, sites: Sites) -> Sites:
         if missing := [name for name in self.keep if name not in sites]:
@@ -260,7 +301,8 @@ def marginal(program: Program, keep: Sequence[str], proposal: Program, *, n: int
 
     with u_k from r, but for one of them in `simulate`, which is the one drawn with x. As a guide it
     gives hierarchical variational inference (n = 1: Ranganath et al. 2016; more: Sobolev and
-    Vetrov 2019); as a model, an importance-weighted likelihood.
+    Vetrov 2019); as a model, an importance-weighted likelihood. Each density is taken at draws of
+    the other program, so its support there must not move with what is learnt; that is refused.
 
     Parameters
     ----------

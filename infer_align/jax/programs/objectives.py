@@ -8,6 +8,9 @@ A model p(x, z) has its data observed; a guide q(z) draws the model's latent sit
 `marginal` or a `normalize`, which turns a bound into its hierarchical version; args go to both, so
 that an amortised guide sees the same context as the model. Bounds are of log p(x), and stay so with
 any unbiased estimator; with a biased one they raise.
+
+`wake_model`, `wake_proposal`, `forward_kl`, `jeffreys`, `vargrad` and `sleep` differentiate a
+density at draws that do not move: what they learn must not move its support, else it is refused.
 """
 
 from typing import Any
@@ -22,6 +25,7 @@ from infer_align.jax.programs._generative import (
     _log_mean,
     density,
     detach,
+    given,
     simulate,
 )
 from infer_align.jax.programs._loops import particles
@@ -209,7 +213,7 @@ def wake_model(model: Program, guide: Program, *args: Any, n: int) -> Array:
     n : int
         Particles.
     """
-    share, log_p, _ = _wake(model, guide, args, n)
+    share, log_p, _ = _wake(given(model, _of("wake_model")), guide, args, n)
     return jnp.sum(share * log_p)
 
 
@@ -226,7 +230,7 @@ def wake_proposal(model: Program, guide: Program, *args: Any, n: int) -> Array:
     n : int
         Particles.
     """
-    share, _, log_q = _wake(model, guide, args, n)
+    share, _, log_q = _wake(model, given(guide, _of("wake_proposal")), args, n)
     return jnp.sum(share * log_q)
 
 
@@ -246,6 +250,7 @@ def sleep(model: Program, guide: Program, observed: tuple[str, ...], *args: Any)
     """
     sites, _ = simulate(detach(model), *args)
     latent = {name: x for name, x in sites.items() if name not in observed}
+    guide = given(guide, _of("sleep"))
     return density(guide, latent, {name: sites[name] for name in observed}, *args)
 
 
@@ -263,7 +268,7 @@ def forward_kl(model: Program, guide: Program, *args: Any, n: int) -> Array:
     n : int
         Particles.
     """
-    share, log_p, log_q = _wake(model, guide, args, n)
+    share, log_p, log_q = _wake(model, given(guide, _of("forward_kl")), args, n)
     log_w = stop(log_p) - log_q
     return jnp.sum(share * log_w) - stop(_log_mean(log_w))
 
@@ -286,7 +291,8 @@ def vargrad(model: Program, guide: Program, *args: Any, n: int) -> Array:
     r"""Half the variance of log q(z_k) − log p(x, z_k) over n draws without gradient.
 
     Its gradient in the guide is unbiased for that of KL(q‖posterior): the score function with
-    leave-one-out baseline (Richter et al. 2020, eq. 8).
+    leave-one-out baseline (Richter et al. 2020, eq. 8). Requires a guide whose support does not
+    move with what is learnt, as every score function.
 
     Parameters
     ----------
@@ -298,8 +304,12 @@ def vargrad(model: Program, guide: Program, *args: Any, n: int) -> Array:
     """
     if n < 2:
         raise ValueError(f"a variance needs n >= 2 draws, got {n}")
-    _, log_p, log_q = _wake(model, guide, args, n)
+    _, log_p, log_q = _wake(model, given(guide, _of("vargrad")), args, n)
     return jnp.var(log_q - stop(log_p), ddof=1) / 2
+
+
+def _of(objective: str) -> str:
+    return f"of {objective}, which takes the density at draws that do not move,"
 
 
 def _wake(

@@ -83,18 +83,29 @@ class SiteEstimator(NamedTuple):
 reparam = SiteEstimator("reparam", "pathwise")
 r"""Pathwise: x = x_θ(ε), implicitly where NumPyro's sampler does (gamma, beta, Dirichlet, ...).
 
-∇E[f] = E[∇_θ f(x_θ(ε))]: unbiased where f is continuous in x.
+∇E[f] = E[∇_θ f(x_θ(ε))]: unbiased where f is absolutely continuous in x, with an integrable
+derivative. Kinks are fine, of f (|x|, relu) and of the density (Laplace); a jump is not: what
+passes over it has no derivative, so that f = 1[x > 0] gives 0 whatever is learnt, with no variance
+to show it. No run can see that; use `score` or `measure_valued` there. Bounds of the support may
+move with what is learnt (``Uniform(0, t)``), if f does not jump where they are.
 """
 
 score = SiteEstimator("score", "score")
-r"""Score function without baseline: E[f(x) ∇log q(x)]. Unbiased for every f."""
+r"""Score function without baseline: E[f(x) ∇log q(x)].
+
+Unbiased for every f, also one that jumps, with E|f ∇log q| finite, where the density's support does
+not move with what is learnt and the density is absolutely continuous in it for almost every x
+(kinks are fine). A support that moves is refused, by the derivative of its bounds, for every rule
+that rests on a score function; also where the density falls to 0 at the bound (``Levy(loc)``) and
+it would be right. The variance is finite where that of f ∇log q is.
+"""
 
 
 def score_loo(n: int = 2) -> SiteEstimator:
     """Score function; the baseline of each of n evaluations is the mean of the others.
 
-    Unbiased. All evaluations enter the value and the gradient of all sites (Mnih and Rezende 2016;
-    Kool et al. 2019).
+    Unbiased where `score` is. All evaluations enter the value and the gradient of all sites (Mnih
+    and Rezende 2016; Kool et al. 2019).
 
     Parameters
     ----------
@@ -109,8 +120,8 @@ def score_loo(n: int = 2) -> SiteEstimator:
 def score_running(decay: float = 0.9) -> SiteEstimator:
     """Score function; the baseline is a running mean of the objective over earlier calls.
 
-    Unbiased: the mean is of calls before this one. `fit` carries it; else pass it to the
-    expectation as ``baselines``.
+    Unbiased where `score` is: the mean is of calls before this one. `fit` carries it; else pass it
+    to the expectation as ``baselines``.
 
     Parameters
     ----------
@@ -125,7 +136,7 @@ def score_running(decay: float = 0.9) -> SiteEstimator:
 def score_baseline(baseline: Any) -> SiteEstimator:
     """Score function with a baseline of one's own.
 
-    Unbiased, whatever the baseline, since it does not see what is drawn.
+    Unbiased where `score` is, whatever the baseline, since it does not see what is drawn.
 
     Parameters
     ----------
@@ -138,7 +149,9 @@ def score_baseline(baseline: Any) -> SiteEstimator:
 enumerate_ = SiteEstimator("enumerate", "enumerate")
 """Sum over the support, exactly. Sites that are enumerated are so jointly: their supports multiply.
 
-Values and gradients have no variance from this site. With plates of many elements use
+Values and gradients have no variance from this site. f may jump and the values are listed once:
+what is learnt must not change which they are (a number of trials that is differentiated is
+refused). With plates of many elements use
 `local_expectation`, which is linear in them.
 """
 
@@ -176,7 +189,8 @@ def _local_expectation(d: Any, value: Array, key: Array) -> Alternatives:
 local_expectation = SiteEstimator("local_expectation", "local", alternatives=_local_expectation)
 r"""For every element of the site alone, Σ_v f(v) ∇q(v), the others as drawn.
 
-Unbiased (Titsias and Lázaro-Gredilla 2015). Costs one run of the rest for each element and each
+Unbiased (Titsias and Lázaro-Gredilla 2015) for every f, where the values do not depend on what is
+learnt, as for `enumerate_`. Costs one run of the rest for each element and each
 other value, in one ``vmap``.
 """
 
@@ -195,7 +209,9 @@ def _measure_valued(d: Any, value: Array, key: Array) -> Alternatives:
 measure_valued = SiteEstimator("measure_valued", "local", alternatives=_measure_valued, draws=True)
 r"""Measure-valued derivatives: ∂E[f]/∂θ_j = c_j (E_{q⁺}[f] − E_{q⁻}[f]) for each parameter.
 
-Unbiased, also where f jumps (Mohamed et al. 2020, table 1). Bernoulli, categorical, Poisson (rate),
+Unbiased, also where f jumps (Mohamed et al. 2020, table 1), with E_{q⁺}|f| and E_{q⁻}|f| finite;
+the variance is finite where those of f² are, whose tails are those of q but for a power of x. The
+supports of all known families are fixed. Bernoulli, categorical, Poisson (rate),
 normal (loc and scale), gamma (rate; its shape by score function), exponential. Costs up to two runs
 of the rest for each element and parameter.
 """
