@@ -113,8 +113,8 @@ def fit(
     ------
     ValueError
         For arguments that cannot be right, a policy whose support moves, a target that does not
-        provide what the estimator requires, log-weights that the estimator refuses, and for coefficients or gradients that
-        are not finite. The last step yielded remains good.
+        provide what the estimator requires, log-weights that the estimator refuses, and for
+        coefficients or gradients that are not finite. The last step yielded remains good.
 
     Examples
     --------

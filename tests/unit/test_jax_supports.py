@@ -73,12 +73,12 @@ MOVING = {
     ),
     "TransformedDistribution, of a simplex": lambda t: affine(dist.Dirichlet(jnp.ones(3)), 0.0, t),
     "FoldedDistribution": lambda t: dist.FoldedDistribution(dist.Uniform(-t, 2 * t)),
+    "TruncatedPolyaGamma": lambda t: affine(dist.TruncatedPolyaGamma(), t, 1.0),
     "ExpandedDistribution": lambda t: affine(dist.Exponential(1.0), t, 1.0).expand([2]),
     "Independent": lambda t: affine(dist.Exponential(1.0), t, jnp.ones(2)).to_event(1),
 }
 FIXED = {
     "Uniform": lambda t: dist.Uniform(0.0, jax.lax.stop_gradient(t)),
-    "Uniform, constants made here": lambda t: affine(POINT, t, 1.0),
     "Pareto": lambda t: dist.Pareto(1.0, t),
     "LeftTruncatedDistribution": lambda t: dist.TruncatedNormal(t, 1.0, low=0.0),
     "RightTruncatedDistribution": lambda t: dist.TruncatedNormal(t, 1.0, high=0.0),
@@ -131,7 +131,7 @@ FIXED = {
     "InverseGamma": lambda t: dist.InverseGamma(t, t),
     "Kumaraswamy": lambda t: dist.Kumaraswamy(t, t),
     "RelaxedBernoulli": lambda t: dist.RelaxedBernoulli(0.5, logits=t),
-    "TruncatedPolyaGamma": lambda t: affine(POINT, t, 1.0),
+    "TruncatedPolyaGamma": lambda t: dist.TruncatedPolyaGamma(),
     "ExpandedDistribution": lambda t: dist.Gamma(t, 1.0).expand([2]),
     "Independent": lambda t: dist.Gamma(t, jnp.ones(2)).to_event(1),
 }
