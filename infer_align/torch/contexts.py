@@ -1,6 +1,6 @@
 """The contexts of a conditional target: prompts, and the data columns its program reads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +58,18 @@ def bind(
 
     Raises
     ------
+    TypeError
+        For prompts or a column that are no list.
     ValueError
         For no prompts in the list, a column that the program lacks or that is missing, or a
         column of another length than the prompts.
     """
-    columns = dict(columns or {})
-    if prompts is not None and len(prompts) == 0:
+    # Lists: a pandas column is read by its index, a text by its letters.
+    columns = {
+        name: as_list(values, f"column {name!r}") for name, values in (columns or {}).items()
+    }
+    prompts = None if prompts is None else as_list(prompts, "prompts")
+    if prompts is not None and not prompts:
         raise ValueError("prompts is an empty list; give at least one, or None for no prompt")
     if isinstance(target, Target):
         if columns:
@@ -92,6 +98,21 @@ def bind(
             )
     ordered = tuple(columns[name] for name in wanted)
     return as_target(target), Contexts(prompts, ordered, bool(names))
+
+
+def as_list(values: Any, what: str) -> list[Any]:
+    """The entries of prompts or of a column, one a context.
+
+    Raises
+    ------
+    TypeError
+        For a text, a mapping, a set, or what has no entries.
+    """
+    if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__len__"):
+        raise TypeError(
+            f"{what} is of type {type(values).__name__}; it must be a list, one entry per context"
+        )
+    return list(values)
 
 
 def _pick(values: Sequence[Any], ids: Tensor) -> list[Any]:

@@ -4,35 +4,52 @@ The contract is that of TRL's trainers: ``reward(prompts, completions, **columns
 keyword, one number a completion. Token ids stay the truth: text is decoded for the reward only.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from infer_align.torch.calling import Reward, arguments_of, call, name_of, numbers
+from infer_align.torch.contexts import as_list
 from infer_align.torch.policies import CausalLM
+from infer_align.torch.prompts import is_chat, token_ids
 
-__all__ = ["classifier", "score"]
+__all__ = ["score"]
 
-Reward = Callable[..., Sequence[float]]
+OURS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+"""Keywords that a reward may name; columns must have other names."""
 
 
 def score(
-    reward: Reward,
+    reward: Reward | Sequence[Reward],
     y: Tensor,
     lm: CausalLM,
     prompts: Sequence[Any] | None = None,
     columns: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """Values of a reward function on outcomes: what a program divides by beta and factors in.
+    r"""Values of reward functions on outcomes: what a program divides by beta and factors in.
+
+    .. math:: r(y) = \sum_{k \text{ applies to } y} w_k r_k(y)
+
+    A reward function is one of TRL's: called by keyword with ``prompts``, ``completions``,
+    ``completion_ids`` (EOS included), the columns, ``trainer_state``, ``log_extra`` and
+    ``log_metric``, as far as its signature has them. It returns one number a completion: a list,
+    a NumPy array, a pandas column or a tensor. ``-inf`` rejects an outcome; ``None`` says that
+    the reward does not apply to it. It may be an ``async def``; several of them run side by side.
+
+    A prompt in messages has its completion as ``[{"role": "assistant", "content": text}]``, a
+    prompt in text as text; a prompt in token ids arrives as the text that they stand for.
 
     Parameters
     ----------
-    reward : callable
-        ``reward(prompts=..., completions=..., **columns) -> list of float``, one value for each
-        completion; it also gets ``completion_ids`` if its signature has them. ``-inf`` rejects.
+    reward : callable, or a sequence of them
+        See above. A model is one through `classifier`.
     y : int tensor (n, *contexts, T)
         Outcomes.
     lm : CausalLM
@@ -40,7 +57,9 @@ def score(
     prompts : list, optional
         The contexts; ``None`` for an unconditional model.
     columns : mapping from name to list, optional
-        Data columns, one entry a prompt, passed on to the reward.
+        Data columns, one entry a prompt, passed on to the rewards that read them.
+    weights : sequence of float, optional
+        One for each reward; 1 by default. A reward of weight 0 adds nothing, ``-inf`` neither.
 
     Returns
     -------
@@ -48,117 +67,185 @@ def score(
 
     Raises
     ------
+    TypeError
+        For a reward that is no function.
     ValueError
-        For a wrong number of values, or a value that is ``None`` or NaN.
+        For a reward that asks for what is not there or returns no list of numbers, NaN, +inf or
+        a wrong number of them; for an outcome to which no reward applies, and a column that no
+        reward reads or that has another length.
+    RuntimeError
+        For a reward that raises or exits; its own exception is the cause.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> config = GPT2Config(vocab_size=5, n_embd=8, n_layer=1, n_head=2, n_positions=8,
+    ...                     bos_token_id=0, eos_token_id=4)
+    >>> class Letters:  # stands for a tokenizer
+    ...     def batch_decode(self, rows, **options):
+    ...         return ["".join("?abc."[i] for i in row) for row in rows]
+    >>> lm = CausalLM(GPT2LMHeadModel(config), None, max_new_tokens=3)
+    >>> lm.tokenizer = Letters()
+    >>> def count(completions, letter):
+    ...     return [c.count(x) for c, x in zip(completions, letter)]
+    >>> def short(completion_ids):
+    ...     return [-float(len(ids)) for ids in completion_ids]
+    >>> y = torch.tensor([[[1, 1, 2], [3, 4, 4]]])  # one outcome for each of two prompts
+    >>> score([count, short], y, lm, ["x", "y"], {"letter": ["a", "c"]}, weights=[1.0, 0.5])
+    tensor([[0.5000, 0.0000]], dtype=torch.float64)
     """
+    rewards = _rewards(reward)
+    scale = _weights(weights, len(rewards))
     shape = y.shape[:-1]
     rows = y.reshape(-1, y.shape[-1])
-    repeat = shape[0] if prompts is not None else math.prod(shape)
-    arguments: dict[str, Any] = {
-        "prompts": list(prompts if prompts is not None else [None]) * repeat,
-        "completions": lm.decode(rows),
+    contexts = [None] if prompts is None else as_list(prompts, "prompts")
+    repeat = _repeat(shape, None if prompts is None else len(contexts))
+    columns = _columns(columns or {}, len(contexts))
+    texts = [_text(p, i, lm) for i, p in enumerate(contexts)]
+    completions = lm.decode(rows)
+    ids = [r[:k] for r, k in zip(rows.tolist(), lm.lengths(rows).tolist(), strict=True)]
+    turns = [is_chat(p) for p in texts] * repeat
+    # A reward may change its arguments as it likes: each is made anew, for it alone.
+    make: dict[str, Callable[[], Any]] = {
+        "prompts": lambda: [_own(p) for _ in range(repeat) for p in texts],
+        "completions": lambda: [
+            _turn(c) if t else c for c, t in zip(completions, turns, strict=True)
+        ],
+        "completion_ids": lambda: [list(row) for row in ids],
+        "trainer_state": _trainer_state,
+        "log_extra": lambda: _drop,
+        "log_metric": lambda: _drop,
     }
-    wanted = inspect.signature(reward).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in wanted.values())
-    if open_ended or "completion_ids" in wanted:
-        ids = rows.tolist()
-        arguments["completion_ids"] = [r[:k] for r, k in zip(ids, lm.lengths(rows), strict=True)]
-    for name, values in (columns or {}).items():
-        if open_ended or name in wanted:
-            arguments[name] = list(values) * repeat
-    values = reward(**arguments)
-    return _as_tensor(values, reward, arguments["completions"]).reshape(shape).to(y.device)
-
-
-def _as_tensor(values: Any, reward: Reward, completions: list[str]) -> Tensor:
-    name = getattr(reward, "__name__", type(reward).__name__)
-    got = len(values) if isinstance(values, Sequence | Tensor) else None
-    if got != len(completions):
+    for name, entries in columns.items():
+        make[name] = lambda entries=entries: [_own(v) for _ in range(repeat) for v in entries]
+    taken = [arguments_of(r, list(make)) for r in rewards]
+    if unread := [name for name in columns if not any(name in names for names in taken)]:
         raise ValueError(
-            f"reward {name!r} returned {'no list' if got is None else f'{got} values'} for "
-            f"{len(completions)} completions; it must return a list with one number for each"
+            f"columns {unread} are read by no reward ({', '.join(map(name_of, rewards))}); give "
+            "the reward an argument of this name, or leave the column out"
         )
-    numbers = [math.nan if v is None else float(v) for v in values]
-    bad = [i for i, v in enumerate(numbers) if math.isnan(v) or v == math.inf]
-    if bad:
+    outputs = call(rewards, [{name: make[name]() for name in names} for names in taken])
+    values = [numbers(v, r, completions) for v, r in zip(outputs, rewards, strict=True)]
+    return _total(torch.stack(values), scale, rewards, completions).reshape(shape).to(y.device)
+
+
+def _rewards(reward: Any) -> list[Reward]:
+    several = isinstance(reward, Sequence) and not isinstance(reward, str | bytes)
+    rewards: list[Any] = list(reward) if several else [reward]
+    if not rewards:
+        raise ValueError("the list of rewards is empty: give at least one reward function")
+    for one in rewards:
+        if isinstance(one, nn.Module) and "input_ids" in signature(one.forward).parameters:
+            raise TypeError(
+                f"the reward is a {type(one).__name__}, which reads token ids of its own: make it "
+                "a reward function with classifier(model, tokenizer)"
+            )
+        if not callable(one):
+            raise TypeError(
+                f"the reward is {one!r} of type {type(one).__name__}; it must be a function "
+                "reward(prompts, completions, ...) that returns one number a completion"
+            )
+    return rewards
+
+
+def _weights(weights: Sequence[float] | None, count: int) -> Tensor:
+    if weights is None:
+        return torch.ones(count, 1, dtype=torch.float64)
+    plain = [float(w) for w in as_list(weights, "weights")]
+    if len(plain) != count:
+        raise ValueError(f"{len(plain)} weights were given for {count} rewards: give one for each")
+    if bad := [w for w in plain if not math.isfinite(w)]:
+        raise ValueError(f"a weight of a reward is {bad[0]}; it must be a finite number")
+    return torch.tensor(plain, dtype=torch.float64)[:, None]
+
+
+def _repeat(shape: torch.Size, contexts: int | None) -> int:
+    """How often the prompts stand one after another in the rows."""
+    if contexts is None:
+        return math.prod(shape)
+    if contexts != math.prod(shape[1:]):
         raise ValueError(
-            f"reward {name!r} returned {values[bad[0]]} for {len(bad)} of {len(numbers)} "
-            f"completions, the first {completions[bad[0]]!r}; return a finite number, or -inf to "
-            "reject the outcome"
+            f"{contexts} prompts were given for outcomes y of shape (n, *contexts, T) with "
+            f"contexts {tuple(shape[1:])}; give the prompts that y was drawn for"
         )
-    return torch.tensor(numbers, dtype=torch.float64)
+    return shape[0]
 
 
-def classifier(
-    model: Any, tokenizer: Any, *, label: int | str | None = None, batch_size: int = 64
-) -> Reward:
-    """A Transformers sequence classifier as a reward on prompt + completion.
-
-    A text longer than the classifier's context is cut at its end.
-
-    Parameters
-    ----------
-    model : PreTrainedModel
-        For sequence classification.
-    tokenizer : PreTrainedTokenizerBase
-        Its tokenizer; needs a padding token.
-    label : int or str, optional
-        Class whose log-probability is the reward; a name is looked up in ``model.config``.
-        Leave it out for a model with one output, whose value is the reward.
-    batch_size : int
-        Texts a forward pass.
-
-    Returns
-    -------
-    callable
-        A reward function for `score`.
-
-    Raises
-    ------
-    ValueError
-        For several outputs without a label, a label that the model does not have, or a label
-        for a model with one output.
-    """
-    outputs = model.config.num_labels
-    index = model.config.label2id.get(label) if isinstance(label, str) else label
-    if outputs == 1 and label is not None:
-        raise ValueError(
-            f"the classifier has one output, whose value is the reward, and label is {label!r}; "
-            "leave the label out"
-        )
-    if outputs > 1 and (index is None or not 0 <= index < outputs):
-        raise ValueError(
-            f"the classifier has {outputs} outputs and label is {label!r}; give one of "
-            f"{sorted(model.config.label2id, key=str)} or an index below {outputs}"
-        )
-
-    # Not every tokenizer knows how much its model can read.
-    context = min(
-        tokenizer.model_max_length,
-        getattr(model.config, "max_position_embeddings", tokenizer.model_max_length),
-    )
-
-    @torch.no_grad()
-    def reward(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
-        model.eval()
-        texts = [_text(p) + c for p, c in zip(prompts, completions, strict=True)]
-        values: list[float] = []
-        for start in range(0, len(texts), batch_size):
-            batch = tokenizer(
-                texts[start : start + batch_size], return_tensors="pt", padding=True,
-                truncation=True, max_length=context,
-            )  # fmt: skip
-            logits = model(**batch.to(model.device)).logits.float()
-            chosen = logits[:, 0] if outputs == 1 else logits.log_softmax(-1)[:, index]
-            values += chosen.tolist()
-        return values
-
-    return reward
+def _columns(columns: Mapping[str, Any], contexts: int) -> dict[str, list[Any]]:
+    lists = {name: as_list(values, f"column {name!r}") for name, values in columns.items()}
+    for name, values in lists.items():
+        if name in OURS:
+            raise ValueError(
+                f"a column may not be called {name!r}, which a reward gets anyway: rename it"
+            )
+        if len(values) != contexts:
+            raise ValueError(
+                f"column {name!r} has {len(values)} entries for {contexts} prompts; give one for "
+                "each prompt"
+            )
+    return lists
 
 
-def _text(prompt: Any) -> str:
-    if isinstance(prompt, str):
+def _text(prompt: Any, number: int, lm: CausalLM) -> Any:
+    """A prompt as a reward reads it: text or messages, ids decoded without the BOS of encoding."""
+    if prompt is None or isinstance(prompt, str):
         return prompt
-    if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
-        return "\n".join(str(message["content"]) for message in prompt) + "\n"
-    return ""
+    if is_chat(prompt):
+        return [dict(message) for message in prompt]
+    ids = token_ids(prompt, f"prompt {number}")
+    tokenizer = lm.tokenizer
+    if tokenizer is None:
+        raise ValueError("this CausalLM has no tokenizer, so its prompts have no text")
+    if ids[:1] == [tokenizer.bos_token_id]:
+        ids = ids[1:]
+    return str(tokenizer.decode(ids))
+
+
+def _own(x: Any) -> Any:
+    """A copy of plain containers and arrays, however deep; anything else as it is."""
+    if isinstance(x, dict):
+        return {k: _own(v) for k, v in x.items()}
+    if isinstance(x, list | tuple) and type(x) in (list, tuple):
+        return type(x)(_own(v) for v in x)
+    if isinstance(x, Tensor):
+        return x.clone()
+    return x.copy() if isinstance(x, np.ndarray) else x
+
+
+def _turn(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _trainer_state() -> Any:
+    # Nothing is trained here; TRL's rewards find the fields that they expect, at step 0.
+    from transformers import TrainerState
+
+    return TrainerState()
+
+
+def _drop(name: str, values: Any) -> None:
+    """TRL's ``log_extra`` and ``log_metric``: there is no completions table here."""
+
+
+def _total(
+    values: Tensor, scale: Tensor, rewards: Sequence[Reward], completions: Sequence[str]
+) -> Tensor:
+    """The weighted sum over the rewards that apply."""
+    applies = ~values.isnan()
+    if not bool(applies.any(0).all()):
+        nowhere = (~applies.any(0)).nonzero()[:, 0].tolist()
+        names = " and ".join(repr(name_of(r)) for r in rewards)
+        raise ValueError(
+            f"reward {names} returned None for {len(nowhere)} of {len(completions)} completions, "
+            f"the first {completions[nowhere[0]]!r}: no reward applies there, so the target has no "
+            "value; return 0.0 for no preference, -inf to reject the outcome, or add a reward "
+            "that applies"
+        )
+    weighted = torch.where(applies & (scale != 0), scale * values, 0.0)
+    if bool((weighted == math.inf).any()):
+        raise ValueError(
+            "a negative weight turns a rejection, -inf, into +inf: reject in a reward of positive "
+            "weight"
+        )
+    return weighted.sum(0)

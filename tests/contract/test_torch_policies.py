@@ -5,12 +5,15 @@ follow log_prob" and "padding changes nothing" are tested as they stand.
 """
 
 import math
+from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
 from scipy import stats
 
+from infer_align.torch import prompts as prompts_
 from infer_align.torch.policies import CausalLM
 from tests.lm_zoo import (
     EOS,
@@ -350,6 +353,51 @@ def test_chat_messages_go_through_the_template() -> None:
     bare.tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
         bare.encode_prompts([chat])
+
+
+NO_IDS: dict[str, tuple[Any, str]] = {
+    "a number": (3, "prompt 7 is of type int; it must be a text"),
+    "a float": ([1, 2.5], r"prompt 7 has 2\.5 in it, which is no token id"),
+    "an array of floats": (np.array([1.0, 2.0]), r"has 1\.0 in it"),
+    "a tensor of floats": (torch.tensor([1.5]), r"has 1\.5 in it"),
+    "a boolean": ([True], "has True in it"),
+    "a table": (torch.tensor([[1, 2]]), r"has \[1, 2\] in it"),
+    "bytes": (b"ab", "is of type bytes"),
+    "a set": ({1, 2}, "is of type set"),
+    "a message among ids": ([1, {"role": "user"}], r"has \{'role': 'user'\} in it"),
+}
+
+
+@pytest.mark.parametrize("case", NO_IDS)
+def test_token_ids_are_whole_numbers(case: str) -> None:
+    given, message = NO_IDS[case]
+    assert not prompts_.is_chat(given)
+    with pytest.raises(TypeError, match=message):
+        prompts_.token_ids(given, "prompt 7")
+
+
+def test_token_ids_of_every_kind() -> None:
+    kinds = ([1, 2], (1, 2), np.array([1, 2]), torch.tensor([1, 2]), [np.int64(1), torch.tensor(2)])
+    assert all(prompts_.token_ids(ids, "prompt 0") == [1, 2] for ids in kinds)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["a b", {"role": "user"}, b"ab", {"a"}, 5, iter(["a"]), [1, 2], torch.tensor([1, 2]),
+     torch.tensor(1), np.array([1, 2]), [{"role": "user", "content": "a"}]],
+    ids=lambda given: type(given).__name__,
+)  # fmt: skip
+def test_what_is_no_list_of_prompts_is_refused(given: Any) -> None:
+    with pytest.raises(TypeError, match="prompts must be a list"):
+        prompts_._check_list(given)
+
+
+def test_half_of_a_surrogate_pair_is_named() -> None:
+    lm = worded()
+    chat = [{"role": "user", "content": "a \udc00"}]
+    for prompt, half in (("a \ud83d", r"\\ud83d"), (chat, r"\\udc00")):
+        with pytest.raises(ValueError, match=f"prompt 1 has {half} in it, half of a surrogate"):
+            lm.encode_prompts(["a", prompt])
 
 
 def test_decode_has_the_shape_of_the_outcomes() -> None:

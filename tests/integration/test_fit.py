@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -26,6 +27,7 @@ from infer_align.torch import (
     Step,
     assess,
     classifier,
+    contexts,
     fit,
     load_checkpoint,
     save_checkpoint,
@@ -413,6 +415,24 @@ def test_wrong_columns_are_refused(case: str) -> None:
     arguments = {"prompts": PROMPTS, "n": 4, "steps": 1} | wrong
     with pytest.raises(ValueError, match=message):
         next(fit(tiny_lm().trainable(), with_columns, estimators.f_dpg(JS), **arguments))
+
+
+def test_a_text_is_no_column_and_no_prompts() -> None:
+    with pytest.raises(TypeError, match=r"column 'topic' is of type str; it must be a list"):
+        contexts.bind(with_columns, PROMPTS, {"topic": "abc"})
+    with pytest.raises(TypeError, match=r"prompts is of type str; it must be a list"):
+        contexts.bind(with_columns, "abc", {"topic": [1, 2, 3]})
+
+
+@pytest.mark.parametrize("given", [b"abc", {"a": 1}, {"a", "b", "c"}, 3, iter("abc")])
+def test_what_is_no_list_is_named(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"weights is of type .*must be a list"):
+        contexts.as_list(given, "weights")
+
+
+def test_a_column_of_pandas_is_read_in_its_order() -> None:
+    topic = pd.Series(["x", "y", "z"], index=[2, 0, 1])
+    assert contexts.as_list(topic, "topic") == ["x", "y", "z"]
 
 
 def test_columns_reach_the_program_and_the_reward() -> None:
