@@ -7,8 +7,9 @@ import numpy as np
 
 from infer_align import diagnostics
 from infer_align.cli import evaluation
-from infer_align.cli.figures import GREEN, GREY, Metrics, Trees, _column, _rgb, smooth, svg
+from infer_align.cli.figures import GREEN, GREY, Trees, _rgb, is_curve, smooth, svg, thinned
 from infer_align.cli.measuring import position_curve
+from infer_align.cli.metrics import Columns
 
 if TYPE_CHECKING:
     import xarray
@@ -61,11 +62,11 @@ def _exact_log_z(tree: "xarray.DataTree") -> np.ndarray | None:
     return evaluation.values(tree, "exact", "log_z") if "exact" in tree.children else None
 
 
-def distance(metrics: Metrics, trees: Trees, beta: float | None) -> dict[str, str]:
+def distance(metrics: Columns, trees: Trees, beta: float | None) -> dict[str, str]:
     """How far from the prior, what for, and where in the text, by title."""
     out = {}
     points = _points(trees, 1.0 if beta is None else beta)
-    if points or len(metrics) > 1:
+    if points or is_curve(metrics):
         out["What the distance from the prior buys"] = svg(
             lambda ax: _frontier(ax, metrics, trees, points, beta), "frontier"
         )
@@ -109,16 +110,16 @@ def _points(trees: Trees, scale: float) -> tuple[diagnostics.FrontierPoint, ...]
 
 def _frontier(
     ax: Any,
-    metrics: Metrics,
+    metrics: Columns,
     trees: Trees,
     points: tuple[diagnostics.FrontierPoint, ...],
     beta: float | None,
 ) -> None:
     """The exact curve where there is one, the assessed points, and the way of the fit."""
     scale = 1.0 if beta is None else beta
-    if len(metrics) > 1:
-        x = smooth(_column(metrics, "kl_prior"))
-        y = scale * smooth(_column(metrics, "log_potential"))
+    if is_curve(metrics):
+        x = smooth(thinned(metrics["kl_prior"]))
+        y = scale * smooth(thinned(metrics["log_potential"]))
         ax.plot(x, y, color=GREY, linewidth=1, alpha=0.5)
         strength = np.linspace(0.25, 1.0, len(x))
         ax.scatter(x, y, c=[(*_rgb(GREY), a) for a in strength], s=14, linewidths=0,

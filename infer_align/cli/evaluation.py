@@ -283,7 +283,7 @@ def samples(tree: "xarray.DataTree", lm: "CausalLM", count: int) -> list[Sample]
     name = headline(tree)
     rewards = None if name is None else values(tree, "features", name)[0]
     out = []
-    per_prompt = -(-count // min(len(labels), count))
+    per_prompt = min(len(y), -(-count // min(len(labels), count)))
     for i, k in [(i, k) for k in range(len(labels)) for i in range(per_prompt)][:count]:
         text = text_of(lm, torch.from_numpy(y[i, k]))
         prompt = "" if labels[k] == data.NO_PROMPT else labels[k]

@@ -3,12 +3,13 @@
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from infer_align.cli import evaluation
+from infer_align.cli.metrics import Columns
 
 if TYPE_CHECKING:
     import xarray
@@ -17,7 +18,8 @@ INK, FAINT = "#010203", "#040506"
 """Stand-ins for the page's text and line colours, replaced in the SVG."""
 BLUE, ORANGE, GREEN, GREY = "#3b7dd8", "#d9822b", "#2f9e6e", "#8b93a1"
 Trees = Mapping[str, "xarray.DataTree"]
-Metrics = Sequence[Mapping[str, float]]
+MOST_POINTS = 1_000
+"""Points of a curve; a longer one is drawn as the means of as many equal stretches."""
 
 
 def svg(
@@ -51,29 +53,33 @@ def svg(
     return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
 
 
-def curves(metrics: Metrics, trees: Trees) -> dict[str, str]:
+def curves(metrics: Columns, trees: Trees) -> dict[str, str]:
     """Curves of the fit, and the log-weights of its end, by title."""
     out = {}
-    if len(metrics) > 1:
+    if is_curve(metrics):
         out["Divergence from the target, by step"] = svg(lambda ax: _kls(ax, metrics), "kl")
         out["Effective sample size of a batch, by step"] = svg(lambda ax: _ess(ax, metrics), "ess")
     out["Log-weights of fresh draws"] = svg(lambda ax: _histogram(ax, trees), "weights")
     return out
 
 
-def _kls(ax: Any, metrics: Metrics) -> None:
-    x = _column(metrics, "step")
+def is_curve(metrics: Columns) -> bool:
+    """Whether there are two steps to draw a line between."""
+    return len(metrics.get("step", ())) > 1
+
+
+def _kls(ax: Any, metrics: Columns) -> None:
     for key, label, colour in (
         ("reverse_kl", "KL(π‖p), reverse", BLUE), ("forward_kl", "KL(p‖π), forward", ORANGE),
     ):  # fmt: skip
-        _raw_and_smooth(ax, x, _column(metrics, key), colour, label)
+        _raw_and_smooth(ax, metrics, key, colour, label)
     ax.set(xlabel="step", ylabel="nats, estimated from the batch")
     ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
     ax.legend()
 
 
-def _ess(ax: Any, metrics: Metrics) -> None:
-    _raw_and_smooth(ax, _column(metrics, "step"), _column(metrics, "ess"), BLUE, "ESS / n")
+def _ess(ax: Any, metrics: Columns) -> None:
+    _raw_and_smooth(ax, metrics, "ess", BLUE, "ESS / n")
     ax.set(xlabel="step", ylabel="share of the draws", ylim=(0, 1.02))
 
 
@@ -102,22 +108,49 @@ def _histogram(ax: Any, trees: Trees) -> None:
     ax.legend()
 
 
-def _raw_and_smooth(ax: Any, x: np.ndarray, y: np.ndarray, colour: str, label: str) -> None:
-    ax.plot(x, np.where(np.isfinite(y), y, np.nan), color=colour, linewidth=0.8, alpha=0.45)
+def _raw_and_smooth(ax: Any, metrics: Columns, key: str, colour: str, label: str) -> None:
+    x, y = thinned(metrics["step"]), thinned(metrics[key])
+    ax.plot(x, y, color=colour, linewidth=0.8, alpha=0.45)
     ax.plot(x, smooth(y), color=colour, linewidth=2, label=label)
     ax.xaxis.get_major_locator().set_params(integer=True)
+
+
+def thinned(values: np.ndarray) -> np.ndarray:
+    """Means of at most `MOST_POINTS` equal stretches; what is not finite is left out."""
+    size = -(-len(values) // MOST_POINTS)
+    padded = np.full(-(-len(values) // size) * size, math.nan)
+    padded[: len(values)] = values
+    return _mean(*(x.reshape(-1, size).sum(-1) for x in _finite(padded)))
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
     """Centred mean over about a tenth of the steps; what is not finite is left out."""
     half = max(1, math.ceil(len(values) / 20))
-    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
-    finite = [w[np.isfinite(w)] for w in windows]
-    return np.array([w.mean() if len(w) else math.nan for w in finite])
+    return _mean(*(_window_sums(x, half) for x in _finite(values)))
 
 
-def _column(metrics: Metrics, key: str) -> np.ndarray:
-    return np.array([row[key] for row in metrics], dtype=float)
+def _finite(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values with 0 for what is not finite, and 1 where they are."""
+    kept = np.isfinite(values)
+    return np.where(kept, values, 0.0), kept.astype(float)
+
+
+def _mean(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return np.where(count > 0, total / np.maximum(count, 1), math.nan)
+
+
+def _window_sums(values: np.ndarray, half: int) -> np.ndarray:
+    """Sums of values[i − half : i + half + 1], in linear time and without cancellation.
+
+    Every window is the end of one block of its length and the beginning of the next.
+    """
+    width, n = 2 * half + 1, len(values)
+    blocks = np.zeros((-(-(n + 2 * half) // width) + 1, width))
+    blocks.reshape(-1)[half : half + n] = values
+    ends = np.cumsum(blocks[:, ::-1], axis=1)[:, ::-1].reshape(-1)
+    beginnings = np.zeros_like(blocks)  # without the entry itself
+    np.cumsum(blocks[:, :-1], axis=1, out=beginnings[:, 1:])
+    return ends[:n] + beginnings.reshape(-1)[width : width + n]
 
 
 def _rgb(colour: str) -> tuple[float, float, float]:

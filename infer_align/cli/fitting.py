@@ -4,16 +4,20 @@ import math
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, no_type_check
+from typing import TYPE_CHECKING, Any, NamedTuple, no_type_check
 
 import typer
 
 from infer_align.cli import options as o
-from infer_align.cli.console import notice, say
+from infer_align.cli.console import say
 from infer_align.cli.errors import Stop, reported
 from infer_align.cli.loader import CALL, split
-from infer_align.cli.runs import RunFolder, default_folder, digest
+from infer_align.cli.locks import held
+from infer_align.cli.runs import RunFolder, begun, check_run_dir, check_target, digest
 from infer_align.cli.settings import SCHEDULES, Settings, versions
+
+if TYPE_CHECKING:
+    from infer_align.cli.job import Job
 
 MAY_CHANGE = ("steps", "device", "n_assess", "assess_prompts")
 """Settings that a resumed run may give anew; the rest would make it another run."""
@@ -50,6 +54,7 @@ def fit(
     run_dir: o.RunDir = None,
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
+    trust_target: o.TrustTarget = False,
     checkpoint_every: o.CheckpointEvery = 10,
     n_assess: o.NAssess = 512,
     assess_prompts: o.AssessPrompts = 8,
@@ -83,58 +88,97 @@ def fit(
         assess_prompts=assess_prompts,
     )  # fmt: skip
     check(chosen)
+    folder, config = None, None
     if resume:
-        settings, folder, config = _resumed(ctx, target, chosen, run_dir, overwrite=overwrite)
+        trust = trust_target or target is not None  # who names the file means it
+        folder = RunFolder(_named(run_dir, overwrite=overwrite))
+        config = folder.read_config(trust=trust)
+        settings = _resumed(ctx, target, chosen, Settings.from_config(config["settings"]))
+        check_target(config, Path(settings.target), trust=trust)
     else:
-        settings, folder = _begun(target, chosen, run_dir, overwrite=overwrite)
-        config = None
-    execute(
-        settings, folder, config, checkpoint_every=checkpoint_every, threads=threads,
-        title=f"Fit of {Path(settings.target).stem}",
-    )  # fmt: skip
+        settings = _begun(target, chosen)
+        check_run_dir(run_dir, overwrite=overwrite)
+    how = How(checkpoint_every, threads, title=f"Fit of {Path(settings.target).stem}")
+    if folder is None or config is None:
+        start(settings, run_dir, how, overwrite=overwrite)
+    else:
+        go_on(settings, folder, config, how)
 
 
-def execute(
-    settings: Settings,
-    folder: RunFolder,
-    config: dict[str, Any] | None,
-    *,
-    checkpoint_every: int,
-    threads: int | None,
-    title: str,
-    exam: bool = False,
-) -> Any:
-    """Load everything, begin the folder (or go on, with the config there is), and run."""
-    from infer_align.cli.job import prepare, set_up
+class How(NamedTuple):
+    """What no setting of the run says."""
+
+    checkpoint_every: int
+    threads: int | None
+    title: str
+    exam: bool = False
+
+
+def start(settings: Settings, run_dir: Path | None, how: How, *, overwrite: bool) -> Any:
+    """Load everything, begin the folder, and run."""
     from infer_align.cli.pipeline import run
 
-    count = set_up(threads)
+    job, config = _prepared(settings, how)
+    with begun(run_dir, Path(settings.target).stem, overwrite=overwrite) as (folder, lock):
+        folder.write_config(config)
+        _announce(job, config, folder)
+        return run(job, folder, lock, None, how)
+
+
+def go_on(settings: Settings, folder: RunFolder, config: dict[str, Any], how: How) -> Any:
+    """The same from the folder's last checkpoint."""
+    from infer_align.cli.pipeline import run
+    from infer_align.torch.checkpoints import complete
+
+    with held(folder.path) as lock:
+        try:
+            checkpoint = complete(folder.checkpoint)
+        except FileNotFoundError as error:
+            raise Stop(
+                f"{folder.path} has no complete checkpoint to resume from; start again with "
+                "--overwrite in place of --resume"
+            ) from error
+        job, fresh = _prepared(settings, how)
+        if config["prompts_sha256"] != fresh["prompts_sha256"]:
+            raise Stop("the prompts file has changed since the run began: start another run")
+        changed = {"settings": fresh["settings"]}
+        if config["target_sha256"] != fresh["target_sha256"]:
+            earlier = [*config.get("earlier_target_sha256", []), config["target_sha256"]]
+            changed["target_sha256"] = fresh["target_sha256"]
+            changed["earlier_target_sha256"] = earlier
+        folder.drop_policy()
+        folder.write_config(config | changed)
+        _announce(job, config, folder)
+        return run(job, folder, lock, checkpoint, how)
+
+
+def _prepared(settings: Settings, how: How) -> "tuple[Job, dict[str, Any]]":
+    """Everything loaded and checked, and the config of a run of it."""
+    from infer_align.cli.job import prepare, set_up
+
+    count = set_up(how.threads)
     say(
         f"loading {Path(settings.target).stem}"
         + (f" on {settings.model}" if settings.model else "")
     )
+    path = Path(settings.target)
+    before = digest(path if path.is_file() else None)  # as it is run, not as it is afterwards
     job = prepare(settings)
-    resume = config is not None
-    fresh = {
+    return job, {
         "settings": settings.record(),
         "estimator": job.estimator.name,
         "versions": versions(),
         "threads": count,
         "created": datetime.now().isoformat(timespec="seconds", sep=" "),
-        "target_sha256": digest(job.file.path),
+        "target_sha256": before,
         "prompts_sha256": digest(Path(settings.prompts) if settings.prompts else None),
     }
-    if config is None:
-        folder.begin(fresh)
-    else:
-        _check_same(config, fresh)
-        folder.reopen(config | {"settings": fresh["settings"]})
+
+
+def _announce(job: "Job", config: dict[str, Any], folder: RunFolder) -> None:
     prompts = "no prompt" if job.prompts is None else f"{len(job.prompts)} prompt(s)"
-    say(f"{job.estimator.name}, {prompts}, {count} thread(s)")
+    say(f"{job.estimator.name}, {prompts}, {config['threads']} thread(s)")
     say(f"run folder: {folder.path}")
-    return run(
-        job, folder, resume=resume, checkpoint_every=checkpoint_every, title=title, exam=exam
-    )
 
 
 def check(s: Settings) -> None:
@@ -149,27 +193,23 @@ def check(s: Settings) -> None:
         raise Stop("--n-assess 1 gives no standard error; take at least 2, better 512, or 0")
 
 
-def _begun(
-    target: str | None, chosen: Settings, run_dir: Path | None, *, overwrite: bool
-) -> tuple[Settings, RunFolder]:
-    """The settings of a new run, and its folder, which is free."""
+def _begun(target: str | None, chosen: Settings) -> Settings:
+    """The settings of a new run."""
     if target is None:
         raise Stop(f"fit what? Give {CALL}")
     path, name = split(target)
-    folder = RunFolder(run_dir or default_folder(path.stem))
-    folder.check_free(overwrite=overwrite)
-    return replace(chosen, target=str(path.resolve()), name=name), folder
+    return replace(chosen, target=str(path.resolve()), name=name)
 
 
-def _resumed(
-    ctx: Any, target: str | None, chosen: Settings, run_dir: Path | None, *, overwrite: bool
-) -> tuple[Settings, RunFolder, dict[str, Any]]:
-    """The settings of the run in the folder, with what may be given anew."""
+def _named(run_dir: Path | None, *, overwrite: bool) -> Path:
+    """The folder of the run that goes on."""
     if run_dir is None or overwrite:
         raise Stop("--resume needs --run-dir, the folder of the run, and no --overwrite")
-    folder = RunFolder(run_dir)
-    config = folder.read_config()
-    old = Settings.from_config(config["settings"])
+    return run_dir
+
+
+def _resumed(ctx: Any, target: str | None, chosen: Settings, old: Settings) -> Settings:
+    """The settings of the run that goes on, with what may be given anew."""
     if target is not None:
         path, name = split(target)
         chosen = replace(chosen, target=str(path.resolve()), name=name)
@@ -183,30 +223,12 @@ def _resumed(
             f"a resumed run keeps its settings ({texts}); leave these out, or start another run in "
             "another --run-dir"
         )
-    settings = replace(old, **{k: getattr(chosen, k) for k in changed})
-    from infer_align.torch.checkpoints import complete
-
-    try:
-        complete(folder.checkpoint)
-    except FileNotFoundError as error:
-        raise Stop(
-            f"{folder.path} has no complete checkpoint to resume from; start again with "
-            "--overwrite in place of --resume"
-        ) from error
-    return settings, folder, config
+    return replace(old, **{k: getattr(chosen, k) for k in changed})
 
 
 def _is_given(ctx: Any, name: str) -> bool:
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
-
-
-def _check_same(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Another target file is a notice (a bug in it was mended), other prompts are another run."""
-    if old["prompts_sha256"] != new["prompts_sha256"]:
-        raise Stop("the prompts file has changed since the run began: start another run")
-    if old["target_sha256"] != new["target_sha256"]:
-        notice("the target file has changed since the run began; the rest is fitted to the new one")
 
 
 def _absolute(path: str | Path | None) -> str | None:

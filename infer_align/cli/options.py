@@ -86,6 +86,14 @@ Overwrite = Annotated[bool, opt("Replace the run in --run-dir.", "--overwrite", 
 Resume = Annotated[
     bool, opt("Go on with the run in --run-dir, with its settings.", "--resume", panel=RUN)
 ]
+TrustTarget = Annotated[
+    bool,
+    opt(
+        "Run the target file that the run names, also if it is not the one it was made with.",
+        "--trust-target",
+        panel=RUN,
+    ),
+]
 CheckpointEvery = Annotated[int, opt("Steps between checkpoints.", panel=RUN, low=1)]
 NAssess = Annotated[
     int,

@@ -2,25 +2,28 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infer_align.cli import evaluation
+from infer_align import _files
+from infer_align.cli import evaluation, metrics
 from infer_align.cli.console import live_text, meter, notice, say
 from infer_align.cli.errors import DEBUG, Stop, explain
 from infer_align.cli.job import Job
+from infer_align.cli.locks import Lock
 from infer_align.cli.report import write_report
-from infer_align.cli.runs import RunFolder, as_line
+from infer_align.cli.runs import RunFolder
 from infer_align.cli.settings import FINAL_RATE
 from infer_align.cli.tables import print_notes, print_rows, print_samples, print_verdict
 
 if TYPE_CHECKING:
     import xarray
 
-    from infer_align.torch import CausalLM
+    from infer_align.cli.fitting import How
+    from infer_align.torch import CausalLM, Step
 
 BEFORE_SEED, AFTER_SEED, HELD_OUT_SEED = 1_000_000, 2_000_000, 3_000_000
 """Added to the run's seed: no assessment shares draws with the fit or with another."""
@@ -35,7 +38,7 @@ class StopRequest:
 
 
 def run(
-    job: Job, folder: RunFolder, *, resume: bool, checkpoint_every: int, title: str, exam: bool
+    job: Job, folder: RunFolder, lock: Lock, checkpoint: Path | None, how: "How"
 ) -> evaluation.Verdict | None:
     """Everything after loading; the verdict, or None where nothing was assessed.
 
@@ -44,22 +47,22 @@ def run(
     job : Job
     folder : RunFolder
         With its config written.
-    resume : bool
-        Go on from the folder's checkpoint.
-    checkpoint_every : int
-        Steps between checkpoints.
-    title : str
-        Of the report.
-    exam : bool
-        Say PASS or FAIL.
+    lock : Lock
+        Of the folder.
+    checkpoint : pathlib.Path, optional
+        A whole one to go on from.
+    how : How
     """
     try:
-        return _run(job, folder, resume=resume, every=checkpoint_every, title=title, exam=exam)
+        verdict = _run(job, folder, lock, checkpoint, how)
+        lock.check()
+        return verdict
     except KeyboardInterrupt:
         raise Stop(f"interrupted\n{_how_to_go_on(folder)}", code=130) from None
     except Stop:
         raise
     except Exception as error:
+        lock.check()  # what failed may be what was written to a folder that is gone
         if DEBUG.get():
             raise
         message = f"the run stopped: {explain(error)}\n{_how_to_go_on(folder)}"
@@ -67,7 +70,7 @@ def run(
 
 
 def _run(
-    job: Job, folder: RunFolder, *, resume: bool, every: int, title: str, exam: bool
+    job: Job, folder: RunFolder, lock: Lock, checkpoint: Path | None, how: "How"
 ) -> evaluation.Verdict | None:
     s = job.settings
     few = job.first(s.assess_prompts)
@@ -80,17 +83,18 @@ def _run(
             f"nothing to learn from: {SOFTEN} (--n-assess 0 goes on all the same)",
             code=1,
         )
-    policy = train(job, folder, resume=resume, checkpoint_every=every)
+    policy = train(job, folder, lock, checkpoint, checkpoint_every=how.checkpoint_every)
     if before is None:
-        policy.save(folder.policy)
+        save_policy(policy, folder)
         say(f"fitted policy: {folder.policy} (not assessed: --n-assess 0)")
         return None
     after = evaluation.evaluate(
         few, policy, n=s.n_assess, seed=s.seed + AFTER_SEED, label="assessing the policy"
     )
-    save_tree(after, folder.assessment())
-    policy.save(folder.policy)
-    return conclude(few, folder, before, after, title=title, exam=exam)
+    lock.check()
+    save_tree(after, folder, folder.assessment())
+    save_policy(policy, folder)
+    return conclude(few, folder, before, after, title=how.title, exam=how.exam)
 
 
 def conclude(
@@ -112,88 +116,127 @@ def conclude(
     print_verdict(verdict, exam=exam)
     write_report(
         folder.report, title=title, config=folder.read_config(), lm=job.lm, before=before,
-        after=after, metrics=folder.read_metrics(), verdict=verdict, beta=job.beta, exam=exam,
+        after=after, metrics=metrics.read(folder), verdict=verdict, beta=job.beta, exam=exam,
     )  # fmt: skip
+    folder.wrote(folder.report)
     say(f"\nreport:  {folder.report}\npolicy:  {folder.policy}")
     return verdict
 
 
 def _before(job: Job, folder: RunFolder) -> "xarray.DataTree":
-    """The prior's assessment: of the run that is resumed, or a fresh one."""
+    """The prior's assessment: of the run that is resumed, or a fresh one, which is the same."""
     import xarray
 
     path = folder.assessment("before")
-    if path.is_file():
+    if folder.is_whole(path):
         with xarray.open_datatree(path, engine="h5netcdf") as tree:
             return tree.load()
+    if path.is_file():
+        notice(f"{path} is not as the run wrote it: the prior is assessed again")
     tree = evaluation.evaluate(
         job, job.lm, n=job.settings.n_assess, seed=job.settings.seed + BEFORE_SEED,
         label="assessing the prior",
     )  # fmt: skip
-    save_tree(tree, path)
+    save_tree(tree, folder, path)
     return tree
 
 
-def save_tree(tree: "xarray.DataTree", path: Path) -> None:
-    """Write a tree in one piece."""
+def save_tree(tree: "xarray.DataTree", folder: RunFolder, path: Path) -> None:
+    """Write a tree in one piece, as one of the run's files."""
     from infer_align import diagnostics
 
-    fresh = path.with_suffix(".new")
-    diagnostics.save(tree, fresh)
-    fresh.replace(path)
+    with _files.replacing(path) as fresh:
+        diagnostics.save(tree, fresh)
+    folder.wrote(path)
 
 
-def train(job: Job, folder: RunFolder, *, resume: bool, checkpoint_every: int) -> "CausalLM":
+def save_policy(policy: "CausalLM", folder: RunFolder) -> None:
+    """Write the fitted policy, sealed, in one piece."""
+    place = folder.policy.resolve()
+    fresh = _files.partial(place)
+    _files.remove(place)
+    policy.save(fresh)
+    _files.seal(fresh)
+    fresh.rename(place)
+    _files.sync(place.parent)
+
+
+def train(
+    job: Job, folder: RunFolder, lock: Lock, checkpoint: Path | None, *, checkpoint_every: int
+) -> "CausalLM":
     """Fit, with metrics and checkpoints; the fitted policy."""
-    import torch
-
-    from infer_align.torch import CausalLM, fit, load_checkpoint, save_checkpoint
-    from infer_align.torch.checkpoints import complete
+    from infer_align.torch import CausalLM, save_checkpoint
+    from infer_align.torch.checkpoints import read_state
 
     s = job.settings
     saved = None
-    if resume:
-        saved = load_checkpoint(folder.checkpoint)
+    if checkpoint is not None:
+        saved = read_state(checkpoint)
         policy = CausalLM.load(
-            complete(folder.checkpoint) / "policy", prior=job.lm,
+            checkpoint / "policy", prior=job.lm,
             dtype=next(job.lm.module.parameters()).dtype, device=job.lm.device,
         )  # fmt: skip
     else:
         policy = job.lm.trainable(lora=s.lora, seed=s.seed)
     first = 0 if saved is None else int(saved["index"])
+    accepted, useful = 0.0, 0
+    with (
+        metrics.appending(folder, keep=first) as file,
+        meter("step", s.steps, done=first) as bar,
+        interruptible() as request,
+    ):
+        live = ""
+        for step in _steps(job, policy, saved):
+            done = step.index + 1
+            lock.check()
+            file.write({"step": float(done), **step.metrics})
+            if done % checkpoint_every == 0 or done in (1, s.steps) or request.asked:
+                file.mark()
+                save_checkpoint(folder.checkpoint, policy, step.state)
+            if step.index % s.reuse == 0:  # reused batches give noisier estimates
+                live = live_text(step.metrics)
+            bar.advance(done, live)  # after what must not be lost if nobody reads it any more
+            accepted += step.metrics["acceptance"]
+            useful += not step.metrics["skipped"]
+            if request.asked and done < s.steps:
+                raise KeyboardInterrupt
+    if first < s.steps and not useful:
+        _check_useful(folder, accepted, s.steps - first)
+    return policy
+
+
+def _steps(job: Job, policy: "CausalLM", saved: Mapping[str, Any] | None) -> "Iterator[Step]":
+    """The library's fit, with the settings of the run."""
+    import torch
+
+    from infer_align.torch import fit
+
+    s = job.settings
     optimizer = torch.optim.AdamW(list(policy.parameters()), lr=s.learning_rate, weight_decay=0.0)
     scheduler = None
     if s.schedule == "linear":
         scheduler = torch.optim.lr_scheduler.LinearLR(
             optimizer, start_factor=1.0, end_factor=FINAL_RATE, total_iters=max(1, s.steps - 1)
         )
-    steps = fit(
+    return fit(
         policy, job.program, job.estimator, prompts=job.prompts, columns=job.columns, n=s.n,
         steps=s.steps, prompts_per_step=s.prompts_per_step, optimizer=optimizer,
         scheduler=scheduler, max_grad_norm=s.max_grad_norm, token_budget=s.token_budget,
         reuse=s.reuse, seed=s.seed, resume=saved,
     )  # fmt: skip
-    with (
-        folder.open_metrics(keep=first) as metrics,
-        meter("step", s.steps, done=first) as bar,
-        interruptible() as request,
-    ):
-        live, accepted = "", 0.0
-        for step in steps:
-            done = step.index + 1
-            metrics.write(as_line({"step": float(done), **step.metrics}))
-            metrics.flush()
-            if step.index % s.reuse == 0:  # reused batches give noisier estimates
-                live = live_text(step.metrics)
-            bar.advance(done, live)
-            accepted += step.metrics["acceptance"]
-            if done % checkpoint_every == 0 or done in (1, s.steps) or request.asked:
-                save_checkpoint(folder.checkpoint, policy, step.state)
-            if request.asked and done < s.steps:
-                raise KeyboardInterrupt
-    if accepted == 0 and first < s.steps:
-        raise Stop(f"the target accepted no draw in {s.steps - first} steps: {SOFTEN}", code=1)
-    return policy
+
+
+def _check_useful(folder: RunFolder, accepted: float, steps: int) -> None:
+    """A run of which no step moved the policy did not succeed."""
+    if accepted == 0:
+        raise Stop(f"the target accepted no draw in {steps} steps: {SOFTEN}", code=1)
+    if bool((metrics.read(folder)["skipped"] == 1).all()):
+        raise Stop(
+            f"all {steps} steps were skipped, so the policy is still the prior: in no batch did "
+            "the outcomes differ in their weights. If the reward is rare, raise --n, or "
+            f"{SOFTEN}; if it is constant, there is nothing to learn from it",
+            code=1,
+        )
 
 
 def _how_to_go_on(folder: RunFolder) -> str:
@@ -206,6 +249,8 @@ def _how_to_go_on(folder: RunFolder) -> str:
             f"no checkpoint was written yet; start again with --overwrite (or another --run-dir); "
             f"the run folder is {folder.path}"
         )
+    except ValueError as error:
+        return str(error)
     return (
         f"the last checkpoint is kept; go on with: infer-align fit --resume --run-dir {folder.path}"
     )

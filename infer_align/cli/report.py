@@ -5,8 +5,10 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infer_align import _files
 from infer_align.cli import assessment_figures, evaluation, figures
 from infer_align.cli.escapes import printable
+from infer_align.cli.metrics import Columns
 from infer_align.cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ def write_report(
     lm: "CausalLM",
     before: "xarray.DataTree | None",
     after: "xarray.DataTree",
-    metrics: Sequence[Mapping[str, float]],
+    metrics: Columns,
     verdict: "Verdict | None",
     beta: float | None,
     exam: bool = False,
@@ -92,7 +94,8 @@ def write_report(
         As PASS or FAIL.
     """
     reuse = Settings.from_config(config["settings"]).reuse
-    fresh = metrics[::reuse]  # estimates from reused batches are noisier
+    # Estimates from reused batches are noisier.
+    fresh = {name: x[(metrics["step"] - 1) % reuse == 0] for name, x in metrics.items()}
     trees = {"after": after} if before is None else {"before": before, "after": after}
     body = [
         f"<h1>{escape(title)}</h1>",
@@ -115,7 +118,7 @@ def write_report(
         "<h2>Settings</h2>",
         _settings(config),
     ]
-    path.write_text(_page(title, body), encoding="utf-8")
+    _files.write(path, _page(title, body))
 
 
 def _page(title: str, body: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from infer_align.cli.escapes import printable
 from infer_align.cli.loader import find, load_any, split
 from infer_align.cli.runs import RunFolder
 from infer_align.cli.settings import Settings
-from infer_align.cli.using import Prompts, Seed, load_run
+from infer_align.cli.using import LoadedRun, Prompts, Seed, load_run
 
 if TYPE_CHECKING:
     from infer_align.cli.job import Job
@@ -78,6 +78,7 @@ def sample(
     smooth: Smooth = False,
     steps: Steps = None,
     ess_threshold: EssThreshold = None,
+    trust_target: o.TrustTarget = False,
     device: Annotated[str | None, o.opt("Default: the run's, or cpu.")] = None,
     threads: o.Threads = None,
 ) -> None:
@@ -94,9 +95,12 @@ def sample(
     )
     path, name = split(what)
     a_file = path.is_file() or path.suffix == ".py"
+    read = lambda: load_run(RunFolder(path), prompts, device, threads, trust=trust_target)
     if method is None:
         _check_plain(choices, a_file=a_file)
-        _print_draws(RunFolder(path), n, prompts, seed, device, threads)
+        _print_draws(
+            load_run(RunFolder(path), prompts, device, threads, trust=trust_target), n, seed
+        )
         return
     methods.check(method, choices)
     if a_file and find(path).is_numpyro(name):
@@ -115,7 +119,7 @@ def sample(
     else:
         if any(x is not None for x in (model, max_new_tokens, dtype)):
             raise Stop("--model, --max-new-tokens and --dtype are the run's own: leave them out")
-        source, twist, job = _of_run(RunFolder(path), prompts, seed, device, threads)
+        source, twist, job = _of_run(read(), seed)
     if method == "smc" and twist is None:
         notice("no twist in the target's file: smc without one is importance sampling")
     drawn = methods.draw(method, source, n, choices, twist)
@@ -132,14 +136,11 @@ def _check_plain(choices: methods.Choices, *, a_file: bool) -> None:
         raise Stop(f"--{given[0].replace('_', '-')} needs a --method; leave it out, or give one")
 
 
-def _print_draws(
-    folder: RunFolder, n: int, prompts: Path | None, seed: int, device: str | None,
-    threads: int | None,
-) -> None:  # fmt: skip
+def _print_draws(loaded: LoadedRun, n: int, seed: int) -> None:
     """Draws of the fitted policy, unweighted."""
     import torch
 
-    job, policy = load_run(folder, prompts, device, threads)
+    job, policy, _ = loaded
     generator = torch.Generator().manual_seed(seed)
     texts = job.prompts or [None]
     y, log_prob = policy(texts).sample_with_log_prob((n,), generator=generator)
@@ -185,12 +186,10 @@ def _of_language_model(
     return source(job.program, None, job.prompts, job.columns, settings.seed), _twist(job), job
 
 
-def _of_run(
-    folder: RunFolder, prompts: Path | None, seed: int, device: str | None, threads: int | None
-) -> "tuple[Source, Any, Job]":
+def _of_run(loaded: LoadedRun, seed: int) -> "tuple[Source, Any, Job]":
     from infer_align.torch import source
 
-    job, policy = load_run(folder, prompts, device, threads)
+    job, policy, _ = loaded
     return source(job.program, policy, job.prompts, job.columns, seed), _twist(job), job
 
 

@@ -6,8 +6,8 @@ Names become objects here and nowhere else: the library takes the objects.
 import importlib.metadata
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from infer_align.cli.errors import Stop
 
@@ -60,9 +60,27 @@ class Settings:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Settings":
-        """The settings that a run folder holds."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in config.items() if k in known})
+        """The settings that a run folder holds.
+
+        Raises
+        ------
+        Stop
+            If one is missing or of another type.
+        """
+        types = get_type_hints(cls)
+        found: dict[str, Any] = {}
+        for f in fields(cls):
+            kinds = get_args(types[f.name]) or (types[f.name],)
+            value = config.get(f.name, f.default)
+            number = isinstance(value, int) and not isinstance(value, bool)
+            if float in kinds and (number or value in ("inf", "-inf", "nan")):
+                value = float(value)
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                got = "nothing" if value is MISSING else f"{value!r:.80}"
+                names = " or ".join(kind.__name__.removesuffix("Type") for kind in kinds)
+                raise Stop(f"the setting {f.name!r} must be {names}, got {got}")
+            found[f.name] = value
+        return cls(**found)
 
     def record(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -1,7 +1,9 @@
 """A fit on disk: the policy's weights and the state of the fit, safetensors and JSON only.
 
-A checkpoint is a folder. It is written beside its place and then moved there, so that whatever
-interrupts the writing, the last complete one stays readable.
+A checkpoint is a folder with the SHA-256 of each of its files in ``manifest.json``. It is written
+beside its place, synchronised, and then moved there; the one before it is kept as
+``NAME.previous``. So whatever interrupts the writing, a complete one stays readable, and a
+damaged one is noticed.
 """
 
 import json
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from infer_align import _files
 from infer_align.torch.fit import FitState
 from infer_align.torch.policies import CausalLM
 
@@ -23,7 +26,10 @@ POLICY, STATE, TENSORS = "policy", "state.json", "state.safetensors"
 
 
 def save_checkpoint(folder: str | Path, policy: CausalLM, state: FitState) -> None:
-    """Write a policy and the state of its fit to a folder, replacing what stood there.
+    """Write a policy and the state of its fit to a folder, replacing the checkpoint there.
+
+    The checkpoint that stood there is kept as ``NAME.previous`` beside it, and the one before
+    that is deleted first. A ``folder`` that is a link to another disk stays one.
 
     Parameters
     ----------
@@ -32,21 +38,32 @@ def save_checkpoint(folder: str | Path, policy: CausalLM, state: FitState) -> No
         Written to ``folder/policy``, which plain Transformers or PEFT can load.
     state : FitState
         Optimiser, scheduler, generators, estimator and batch: ``Step.state``.
+
+    Raises
+    ------
+    FileExistsError
+        If files stand there, or in ``NAME.previous``, that no checkpoint wrote.
     """
-    folder = Path(folder)
-    fresh, old = _beside(folder, "new"), _beside(folder, "old")
+    folder = Path(folder).resolve()
+    fresh, previous = _files.partial(folder), _files.previous(folder)
+    _files.check_own(folder)
+    standing = folder.is_dir() and any(folder.iterdir())
+    if standing:  # else the previous one may be the only complete one
+        _files.remove(previous)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     policy.save(fresh / POLICY)
     tensors: dict[str, torch.Tensor] = {}
     tree = _encode(state.state_dict(), tensors, "state")
     save_file(tensors, fresh / TENSORS)
-    (fresh / STATE).write_text(json.dumps(tree))
-    if folder.exists():  # else the old one may be the only complete one
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
+    (fresh / STATE).write_text(json.dumps(tree), encoding="utf-8")
+    _files.seal(fresh)
+    if standing:
+        folder.rename(previous)
+    elif folder.is_dir():
+        folder.rmdir()
     fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    _files.sync(folder.parent)
 
 
 def load_checkpoint(folder: str | Path) -> dict[str, Any]:
@@ -66,29 +83,58 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any]:
     ------
     FileNotFoundError
         If no complete checkpoint stands there.
+    ValueError
+        If a file of it is not as it was written; the message says which, and what is left.
     """
-    folder = complete(folder)
-    return _decode(json.loads((folder / STATE).read_text()), load_file(folder / TENSORS))
+    return read_state(complete(folder))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The state in a folder that `complete` has found whole."""
+    tree = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    return _decode(tree, load_file(folder / TENSORS))
 
 
 def complete(folder: str | Path) -> Path:
-    """The last complete checkpoint: the folder, or what an interrupted move left beside it.
+    """The last complete checkpoint: the folder, or the one before it where a move was interrupted.
 
     Parameters
     ----------
     folder : str or pathlib.Path
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ValueError
+        If it is damaged. It is not passed over in silence: who wants the one before it moves the
+        damaged one away.
     """
-    for candidate in (Path(folder), _beside(Path(folder), "old")):
-        if (candidate / STATE).is_file() and (candidate / POLICY).is_dir():
-            return candidate
-    raise FileNotFoundError(
-        f"no complete checkpoint in {folder}: it needs {STATE}, {TENSORS} and {POLICY}/; give the "
-        "run folder of a fit that got as far as its first checkpoint"
+    folder = Path(folder)
+    real = folder.resolve()
+    previous = _files.previous(real)
+    found = next((path for path in (real, previous) if path.is_dir() and any(path.iterdir())), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"no complete checkpoint in {folder}: give the run folder of a fit that got as far as "
+            "its first checkpoint"
+        )
+    shown = folder if found == real else previous
+    if not (damage := _files.faults(found)):
+        return shown
+    text = f"the checkpoint {shown} is damaged: {'; '.join(damage)}. "
+    if found == real and previous.is_dir() and not _files.faults(previous):
+        raise ValueError(
+            f"{text}The one before it, {previous} of step {_step(previous)}, is whole: to go on "
+            f"from there, move the damaged one away (mv {folder} {folder}.damaged)"
+        )
+    raise ValueError(
+        f"{text}No earlier one is whole: restore it from a copy, or start the fit again"
     )
 
 
-def _beside(folder: Path, suffix: str) -> Path:
-    return folder.with_name(f"{folder.name}.{suffix}")
+def _step(folder: Path) -> int:
+    return dict(json.loads((folder / STATE).read_text(encoding="utf-8"))["dict"])["index"]
 
 
 def _encode(x: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:

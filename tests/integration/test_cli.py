@@ -75,7 +75,8 @@ def fit(run_dir: str, *more: object, target: str = "target.py") -> Result:
 
 
 def metrics(run_dir: str) -> list[dict[str, float]]:
-    rows = RunFolder(Path(run_dir)).read_metrics()
+    lines = RunFolder(Path(run_dir)).metrics.read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
 
 
@@ -88,8 +89,8 @@ def test_demo_of_the_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "exact" in done.stdout
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
-        "config.json", "metrics.jsonl", "checkpoint", "policy", "assessment.nc",
-        "assessment_before.nc", "report.html",
+        "run.json", "config.json", "metrics.jsonl", "checkpoint", "checkpoint.previous", "policy",
+        "assessment.nc", "assessment_before.nc", "report.html",
     }  # fmt: skip
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["settings"]["seed"] == 0
@@ -256,7 +257,7 @@ def interrupt():
     assert [row["step"] for row in metrics("run")] == [1, 2, 3]
     assert signal.getsignal(signal.SIGINT) is before
     Path("target.py").write_text(TARGET)
-    done = run("fit", "--resume", "--run-dir", "run")
+    done = run("fit", "--resume", "--run-dir", "run", "--trust-target")
     assert done.exit_code == 0, done.output
     assert [row["step"] for row in metrics("run")] == [1, 2, 3, 4, 5, 6]
 

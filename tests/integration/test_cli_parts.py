@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from infer_align import divergences, estimators
-from infer_align.cli import console, data, figures, loader, runs, settings
+from infer_align.cli import console, data, figures, loader, metrics, runs, settings
 from infer_align.cli.errors import Stop, describe, explain
 
 
@@ -211,18 +211,27 @@ def test_catalogue_is_read_not_run(root: Path) -> None:
 
 
 def test_run_folder_metrics_are_strict_json_and_cut(tmp_path: Path) -> None:
-    folder = runs.RunFolder(tmp_path)
-    with folder.open_metrics(keep=0) as file:
-        for step in (1.0, 2.0, 3.0):
-            file.write(runs.as_line({"step": step, "log_z": -math.inf, "x": math.nan}))
-        file.write('{"step": 4, "lo')  # the power went
-    assert "Infinity" not in folder.metrics.read_text()
-    rows = folder.read_metrics()
-    assert [row["step"] for row in rows] == [1, 2, 3]
-    assert rows[0]["log_z"] == -math.inf
-    assert math.isnan(rows[0]["x"])
-    folder.open_metrics(keep=2).close()
-    assert len(folder.read_metrics()) == 2
+    with runs.begun(tmp_path / "run", "t", overwrite=False) as (folder, _):
+        with metrics.appending(folder, keep=0) as file:
+            for step in (1.0, 2.0, 3.0):
+                file.write({"step": step, "log_z": -math.inf, "x": math.nan})
+            file.mark()
+            file.write({"step": 4.0, "log_z": 1.0, "y": 7.0})
+            file.file.write(b'{"step": 5, "lo')  # the power went
+        whole = folder.metrics.read_bytes()
+        assert b"Infinity" not in whole
+        found = metrics.read(folder)
+        assert found["step"].tolist() == [1, 2, 3, 4]
+        assert found["log_z"].tolist() == [-math.inf] * 3 + [1]
+        assert np.isnan(found["x"]).all()
+        assert found["y"].tolist()[3] == 7
+        assert np.isnan(found["y"][:3]).all()
+        with metrics.appending(folder, keep=3) as file:
+            assert file.lines == 3
+        assert folder.metrics.read_bytes() == b"".join(whole.splitlines(keepends=True)[:3])
+        with metrics.appending(folder, keep=2):
+            pass
+        assert len(metrics.read(folder)["step"]) == 2
 
 
 def test_messages_say_where_in_the_users_file(tmp_path: Path) -> None:
@@ -272,10 +281,35 @@ def test_smoothing_leaves_out_what_is_not_finite() -> None:
     values = np.array([1.0, math.inf, 3.0, math.nan, 5.0])
     assert figures.smooth(values).tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
     assert np.isnan(figures.smooth(np.array([math.nan, math.nan]))).all()
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 39, 40, 41, 200, 333):
+        x = rng.normal(size=n)
+        x[rng.random(n) < 0.2] = rng.choice([math.nan, math.inf, -math.inf])
+        half = max(1, math.ceil(n / 20))
+        windows = [x[max(0, i - half) : i + half + 1] for i in range(n)]
+        means = [w[np.isfinite(w)].mean() if np.isfinite(w).any() else math.nan for w in windows]
+        np.testing.assert_allclose(figures.smooth(x), means, rtol=1e-12, atol=1e-15)
+    spike = np.ones(100)
+    spike[50] = 1e200  # leaves the windows without it alone
+    assert figures.smooth(spike)[[0, 44, 56, 99]].tolist() == [1, 1, 1, 1]
+
+
+def test_a_million_steps_are_drawn_in_a_thousand_points() -> None:
+    """By hand: stretches of 1,000 steps 0..999, 1000..1999 and on have means 499.5 + 1000 k."""
+    thin = figures.thinned(np.arange(1e6))
+    assert thin.tolist() == [499.5 + 1000 * k for k in range(1000)]
+    assert figures.thinned(np.arange(1001.0))[[0, 1, -1]].tolist() == [0.5, 2.5, 1000]
+    assert figures.thinned(np.array([1.0, math.nan])).tolist()[0] == 1
+    assert len(figures.smooth(np.zeros(10**6))) == 10**6
+    rows = {"step": np.arange(1.0, 1e6 + 1)}
+    rows |= {name: np.random.default_rng(0).random(10**6) for name in METRICS}
+    one = figures.svg(lambda ax: figures._kls(ax, rows), "one")
+    assert len(one) < 300_000
 
 
 def test_figures_take_the_pages_colours_and_unique_names() -> None:
-    rows = [{"step": float(i), **METRICS} for i in range(1, 30)]
+    steps = np.arange(1.0, 30.0)
+    rows = {"step": steps} | {name: np.full(29, value) for name, value in METRICS.items()}
     one = figures.svg(lambda ax: figures._kls(ax, rows), "one")
     two = figures.svg(lambda ax: figures._kls(ax, rows), "two")
     assert one.startswith("<svg")

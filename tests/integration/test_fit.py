@@ -254,12 +254,8 @@ def test_an_interrupted_save_leaves_the_last_complete_one(
         assert load_checkpoint(tmp_path / "run")["index"] == 1
     save_checkpoint(tmp_path / "run", policy, step.state)
     assert load_checkpoint(tmp_path / "run")["index"] == 2
-    assert [p.name for p in tmp_path.iterdir()] == ["run"]
-
-
-def test_no_checkpoint_says_so(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
-        load_checkpoint(tmp_path / "nothing")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.previous"]
+    assert load_checkpoint(tmp_path / "run.previous")["index"] == 1
 
 
 # What a step costs
