@@ -189,14 +189,6 @@ def test_a_target_file_is_read_as_python_reads_it(tmp_path: Path, raw: bytes) ->
     assert loader.load(path).module.__doc__ == "caf\xe9"
 
 
-def test_a_config_that_is_no_object_is_named(tmp_path: Path) -> None:
-    folder = runs.RunFolder(tmp_path)
-    for text, message in (("[1]", "config.json: a JSON list"), ("{", "config.json: not JSON")):
-        folder.config.write_text(text)
-        with pytest.raises(Stop, match=message):
-            folder.read_config()
-
-
 def test_target_names_are_split() -> None:
     assert loader.split("a/b.py") == (Path("a/b.py"), "target")
     assert loader.split("a/b.py:posterior") == (Path("a/b.py"), "posterior")
