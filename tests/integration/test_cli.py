@@ -191,7 +191,7 @@ def test_resumed_run_is_the_uninterrupted_one(work: Path, kind: tuple[str, ...])
     options = (
         "target.py", "--model", "model", "--dtype", "float64", "--prompts", "prompts.jsonl",
         "-n", 8, "--steps", 6, "--n-assess", 64, "--checkpoint-every", 2, "--reuse", 3,
-        "--schedule", "linear", "--prompts-per-step", 2, "--log-z", "running", *kind,
+        "--schedule", "linear", "--prompts-per-step", 2, "--log-z", "per_context", *kind,
     )  # fmt: skip
     whole = run("fit", *options, "--run-dir", "whole")
     assert whole.exit_code == 0, whole.output
