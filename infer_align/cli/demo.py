@@ -9,7 +9,6 @@ from infer_align.cli import options as o
 from infer_align.cli.errors import Stop, reported
 from infer_align.cli.fitting import How, start
 from infer_align.cli.loader import entry
-from infer_align.cli.runs import check_run_dir
 from infer_align.cli.settings import Settings
 
 SETTINGS = {
@@ -49,7 +48,6 @@ def demo(
         raise Stop(f"no demo of {model!r}: take --model {' or '.join(SETTINGS)}")
     os.environ["HF_HUB_OFFLINE"] = "1"
     settings = Settings(target=str(entry(model).path), seed=seed, **SETTINGS[model])
-    check_run_dir(run_dir, overwrite=overwrite)
     how = How(checkpoint_every=10, threads=threads, title=f"infer-align demo: {model}", exam=True)
     verdict = start(settings, run_dir, how, overwrite=overwrite)
     if not verdict.passed:

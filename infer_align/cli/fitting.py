@@ -88,21 +88,18 @@ def fit(
         assess_prompts=assess_prompts,
     )  # fmt: skip
     check(chosen)
-    folder, config = None, None
-    if resume:
-        trust = trust_target or target is not None  # who names the file means it
-        folder = RunFolder(_named(run_dir, overwrite=overwrite))
-        config = folder.read_config(trust=trust)
-        settings = _resumed(ctx, target, chosen, Settings.from_config(config["settings"]))
-        check_target(config, Path(settings.target), trust=trust)
-    else:
-        settings = _begun(target, chosen)
-        check_run_dir(run_dir, overwrite=overwrite)
-    how = How(checkpoint_every, threads, title=f"Fit of {Path(settings.target).stem}")
-    if folder is None or config is None:
-        start(settings, run_dir, how, overwrite=overwrite)
-    else:
-        go_on(settings, folder, config, how)
+    how = How(checkpoint_every, threads)
+    if not resume:
+        start(_begun(target, chosen), run_dir, how, overwrite=overwrite)
+        return
+    if run_dir is None or overwrite:
+        raise Stop("--resume needs --run-dir, the folder of the run, and no --overwrite")
+    folder = RunFolder(run_dir)
+    config = folder.read_config(trust=trust_target)
+    settings = _resumed(ctx, target, chosen, Settings.from_config(config["settings"]))
+    named = target is not None  # who names the file means it
+    check_target(config, Path(settings.target), trust=trust_target or named)
+    go_on(settings, folder, config, how)
 
 
 class How(NamedTuple):
@@ -110,14 +107,17 @@ class How(NamedTuple):
 
     checkpoint_every: int
     threads: int | None
-    title: str
+    title: str | None = None
+    """Of the report; default: the fit of the target."""
     exam: bool = False
+    """Say PASS or FAIL."""
 
 
 def start(settings: Settings, run_dir: Path | None, how: How, *, overwrite: bool) -> Any:
     """Load everything, begin the folder, and run."""
     from infer_align.cli.pipeline import run
 
+    check_run_dir(run_dir, overwrite=overwrite)
     job, config = _prepared(settings, how)
     with begun(run_dir, Path(settings.target).stem, overwrite=overwrite) as (folder, lock):
         folder.write_config(config)
@@ -199,13 +199,6 @@ def _begun(target: str | None, chosen: Settings) -> Settings:
         raise Stop(f"fit what? Give {CALL}")
     path, name = split(target)
     return replace(chosen, target=str(path.resolve()), name=name)
-
-
-def _named(run_dir: Path | None, *, overwrite: bool) -> Path:
-    """The folder of the run that goes on."""
-    if run_dir is None or overwrite:
-        raise Stop("--resume needs --run-dir, the folder of the run, and no --overwrite")
-    return run_dir
 
 
 def _resumed(ctx: Any, target: str | None, chosen: Settings, old: Settings) -> Settings:

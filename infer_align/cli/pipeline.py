@@ -94,7 +94,8 @@ def _run(
     lock.check()
     save_tree(after, folder, folder.assessment())
     save_policy(policy, folder)
-    return conclude(few, folder, before, after, title=how.title, exam=how.exam)
+    title = how.title or f"Fit of {Path(s.target).stem}"
+    return conclude(few, folder, before, after, title=title, exam=how.exam)
 
 
 def conclude(
