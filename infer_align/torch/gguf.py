@@ -70,10 +70,12 @@ def load_gguf(
     tuple
         A plain Transformers model, which saves and trains, and its tokenizer.
     """
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    folder = path.absolute().parent  # a relative one could pass for a hub id
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=path.name, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(
-        path.parent,
+        folder,
         gguf_file=path.name,
+        local_files_only=True,
         quantization_config=GgufConfig(dequantize=True),
         dtype=dtype,
     )

@@ -11,11 +11,14 @@ Outcomes are token ids of shape ``(n, *contexts, T)`` that end at their first EO
 
 import copy
 import json
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,9 +28,6 @@ from infer_align.torch import scoring, storage
 from infer_align.torch.continuations import Continuations
 from infer_align.torch.gguf import load_gguf
 from infer_align.torch.networks import Network, SharedModel
-
-SETTINGS = "causal_lm.json"
-"""File beside the weights with what Transformers does not keep: T, EOS ids, start token."""
 
 
 class CausalLM:
@@ -83,8 +83,7 @@ class CausalLM:
         start_token_id: int | None = None,
         token_budget: int = 2048,
     ):
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        _check_length(max_new_tokens, None)
         eos = (
             storage.default_eos(model, tokenizer) if eos_token_ids is None else tuple(eos_token_ids)
         )
@@ -98,11 +97,7 @@ class CausalLM:
         )
         self._network = Network(SharedModel(model), None, eos, token_budget)
         self._prior: CausalLM | None = None
-        limit = self._network.context_length
-        if limit is not None and max_new_tokens > limit:
-            raise ValueError(
-                f"max_new_tokens is {max_new_tokens}, but the model's context holds {limit} tokens"
-            )
+        _check_length(max_new_tokens, self._network.context_length)
 
     @classmethod
     def from_pretrained(
@@ -122,7 +117,8 @@ class CausalLM:
         Parameters
         ----------
         path_or_id : str or pathlib.Path
-            A folder as ``save_pretrained`` writes it, a ``.gguf`` file, or a hub id.
+            A folder as ``save_pretrained`` writes it, a ``.gguf`` file, or a hub id. A
+            `pathlib.Path`, and a text whose first part is a folder here, are never hub ids.
         max_new_tokens : int
             T, the longest outcome.
         dtype : torch.dtype
@@ -140,7 +136,7 @@ class CausalLM:
         FileNotFoundError
             If there is no such folder, file or model.
         """
-        path = Path(path_or_id)
+        path = Path(os.path.expanduser(path_or_id))
         if gguf_file is not None:
             path = path / gguf_file
         if path.suffix == ".gguf":
@@ -148,7 +144,7 @@ class CausalLM:
                 raise FileNotFoundError(f"no GGUF file {path}: give the path of an existing file")
             model, tokenizer = load_gguf(path, dtype=dtype)
         else:
-            model, tokenizer = storage.load_folder(str(path_or_id), dtype)
+            model, tokenizer = storage.load_folder(path_or_id, dtype)
         return cls(
             model.to(torch.device(device)),  # type: ignore[arg-type]
             tokenizer,
@@ -322,30 +318,105 @@ class CausalLM:
     def save(self, path: str | Path) -> None:
         """Write the model to a folder, as safetensors only.
 
-        A full model (and its tokenizer) loads in plain Transformers, an adapter in plain
-        ``peft`` over its base; `load` reads both.
+        A full model loads in plain Transformers, with its tokenizer, chat template and generation
+        configuration. An adapter loads in plain ``peft`` over its base, and by
+        ``AutoPeftModelForCausalLM.from_pretrained(path)`` where the base is a folder or on the hub;
+        the tokenizer is written beside it. `load` reads both.
 
         Parameters
         ----------
         path : str or pathlib.Path
             The folder, made if it is not there.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder holds a model of the other kind, full or adapter.
         """
         folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
         shared, adapter = self._network.shared, self._network.adapter
+        storage.check_kind(folder, adapter=adapter is not None)
+        folder.mkdir(parents=True, exist_ok=True)
         if adapter is not None:
             storage.save_adapter(shared, adapter, folder)
         else:
             module = shared.module if shared.peft is None else storage.plain_copy(shared)
             module.save_pretrained(folder)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
         settings = {
             "max_new_tokens": self.max_new_tokens,
             "eos_token_ids": list(self.eos_token_ids),
             "start_token_id": self.start_token_id,
         }
-        (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
+        text = json.dumps(settings, indent=1) + "\n"
+        (folder / storage.SETTINGS).write_text(text, encoding="utf-8")
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """`save`, under the name that it has in Transformers and PEFT.
+
+        Parameters
+        ----------
+        save_directory : str or pathlib.Path
+        """
+        self.save(save_directory)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        commit_message: str = "Upload CausalLM",
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload what `save` writes to the Hugging Face hub.
+
+        Parameters
+        ----------
+        repo_id : str
+            ``owner/name``, made if it is not there.
+        private : bool, optional
+            Of a new repository; the owner's default if left out.
+        token : bool or str, optional
+            Of the hub; the one of ``hf auth login`` by default.
+        commit_message : str
+        revision : str, optional
+            Branch, made if it is not there.
+        create_pr : bool
+            Open a pull request instead of committing.
+
+        Returns
+        -------
+        str
+            Address of the commit.
+
+        Raises
+        ------
+        ValueError
+            For an adapter whose base is not on the hub, where nobody could load it.
+        """
+        shared, adapter = self._network.shared, self._network.adapter
+        if adapter is not None:
+            base = storage.base_of(shared, adapter)
+            if base is None or storage.local_path(base) is not None:
+                raise ValueError(
+                    f"the adapter's base is {base or 'a model made in memory'}, which nobody else "
+                    "can load: push the base first and load it by its hub id, or push a full "
+                    "model (trainable() without lora)"
+                )
+        api = HfApi(token=token)
+        repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not create_pr:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            commit = api.upload_folder(
+                repo_id=repository, folder_path=folder, commit_message=commit_message,
+                revision=revision, create_pr=create_pr,
+            )  # fmt: skip
+        return commit.commit_url
 
     @classmethod
     def load(
@@ -378,24 +449,22 @@ class CausalLM:
         ValueError
             If an adapter is loaded without its prior.
         """
-        folder = Path(path)
-        if not (folder / SETTINGS).is_file():
-            raise FileNotFoundError(
-                f"{folder} has no {SETTINGS}, so CausalLM.save did not write it: load another "
-                "model with CausalLM.from_pretrained"
-            )
-        settings = json.loads((folder / SETTINGS).read_text())
-        settings["max_new_tokens"] = max_new_tokens or settings["max_new_tokens"]
-        if not (folder / "adapter_config.json").is_file():
+        folder = Path(os.path.expanduser(path)).absolute()
+        settings = storage.read_settings(folder)
+        if max_new_tokens is not None:
+            settings["max_new_tokens"] = max_new_tokens
+        if not (folder / storage.ADAPTER_CONFIG).is_file():
             lm = cls.from_pretrained(folder, dtype=dtype, device=device, **settings)
             if prior is not None:
                 lm._prior = prior
                 lm._network.shared.module.requires_grad_(requires_grad=True)
             return lm
+        storage.check_adapter(folder)
         if prior is None:
             raise ValueError(
                 f"{folder} holds an adapter: pass prior=, the model that it was fitted from"
             )
+        _check_length(settings["max_new_tokens"], prior._network.context_length)
         policy = copy.copy(prior)
         policy._prior = prior
         policy.max_new_tokens = settings["max_new_tokens"]
@@ -449,3 +518,12 @@ class CausalLM:
 
     def _beside(self, shared: SharedModel, adapter: str | None) -> Network:
         return Network(shared, adapter, self.eos_token_ids, self.token_budget)
+
+
+def _check_length(max_new_tokens: int, limit: int | None) -> None:
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if limit is not None and max_new_tokens > limit:
+        raise ValueError(
+            f"max_new_tokens is {max_new_tokens}, but the model's context holds {limit} tokens"
+        )

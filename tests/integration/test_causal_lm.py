@@ -2,14 +2,20 @@
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import huggingface_hub as hf
+import peft
 import pytest
 import torch
+import transformers
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from infer_align.torch import gguf
+from infer_align.torch import gguf, policies
 from infer_align.torch.policies import CausalLM
 from tests.lm_zoo import (
     EOS,
@@ -196,6 +202,211 @@ def test_loading_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pass prior="):
         CausalLM.load(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_dropout"] == 0.0
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the hub is asked for: nothing may be."""
+    names: list[str] = []
+
+    def refuse(name: str) -> Callable[..., None]:
+        def call(*args: Any, **options: Any) -> None:
+            names.append(f"{name}{args[:1]}")
+            raise OSError("the hub was asked")
+
+        return call
+
+    for module in (hf, transformers.utils.hub, peft.utils.save_and_load, peft.config):
+        for name in ("hf_hub_download", "file_exists", "snapshot_download"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, refuse(name))
+    monkeypatch.setattr(hf.constants, "HF_HUB_OFFLINE", False)
+    return names
+
+
+def saved(policy: CausalLM, folder: str, without: str) -> None:
+    policy.save(folder)
+    (Path(folder) / without).unlink()
+
+
+def test_what_looks_like_a_path_is_never_a_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lm = tiny_lm("llama", dtype=torch.float32)
+    saved(lm.trainable(), "runs/full", "model.safetensors")
+    saved(lm.trainable(lora=2), "runs/adapter", "adapter_model.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"runs/full is no complete model.*safetensors"):
+        CausalLM.load("runs/full")
+    with pytest.raises(FileNotFoundError, match=r"runs/adapter has .* weights are missing"):
+        CausalLM.load("runs/adapter", prior=lm)
+    Path("notes.txt").write_text("hi")
+    for name, message in (
+        ("runs/policy", "runs/ is a folder here, so it is no hub id"),
+        ("./policy", "cannot be a hub id"),
+        ("~/policy", "cannot be a hub id"),
+        ("a/b/policy", "cannot be a hub id"),
+        ("owner/model.safetensors", "cannot be a hub id"),
+        (Path("owner/name"), "cannot be a hub id"),
+        ("notes.txt", "is a file, and a model is a folder"),
+        ("runs/full/model.gguf", "no GGUF file"),
+        ("runs/adapter", r"no config\.json.*CausalLM\.load reads adapters"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            CausalLM.from_pretrained(name, max_new_tokens=4)
+    assert asked == []
+    with pytest.raises(FileNotFoundError, match=r"owner/name is no folder here and no model that"):
+        CausalLM.from_pretrained("owner/name", max_new_tokens=4)
+    assert asked  # a hub id is asked for
+
+
+def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tiny_lm("llama", dtype=torch.float32).save(tmp_path / "model")
+    assert CausalLM.from_pretrained("~/model", max_new_tokens=3).max_new_tokens == 3
+    assert CausalLM.load("~/model").max_new_tokens == LENGTH
+
+
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
+    tiny_lm("llama", dtype=torch.float32).save(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\0" * 64)
+    with pytest.raises(ValueError, match=r"a file of weights in .* is damaged"):
+        CausalLM.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[", "[1]", "{}", '{"max_new_tokens": "x"}', "[" * 100_000, "\ufeff{}"]
+)
+def test_damaged_settings_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "causal_lm.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"causal_lm\.json is damaged .* as CausalLM\.save writes"):
+        CausalLM.load(tmp_path)
+
+
+@pytest.fixture
+def based(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[CausalLM, CausalLM]:
+    """A model loaded by a relative path, and a fitted adapter on it."""
+    monkeypatch.chdir(tmp_path)
+    model = tiny_model("gpt2", dtype=torch.float32)
+    model.generation_config.update(do_sample=True, top_k=7)
+    model.save_pretrained("base")
+    tiny_tokenizer().save_pretrained("base")
+    lm = CausalLM.from_pretrained("base", max_new_tokens=LENGTH)
+    policy = lm.trainable(lora=2)
+    step(policy)
+    return lm, policy
+
+
+def test_an_adapter_loads_by_its_folder_alone(
+    based: tuple[CausalLM, CausalLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, policy = based
+    policy.save_pretrained("adapter")
+    config = json.loads(Path("adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "base")
+    # A module that Transformers loaded has the name that it was given.
+    module = AutoModelForCausalLM.from_pretrained("base", dtype=torch.float32)
+    CausalLM(module, None, max_new_tokens=LENGTH).trainable(lora=2).save("other")
+    config = json.loads(Path("other/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "base")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with warnings.catch_warnings():  # peft 0.21 on transformers 5.23
+        warnings.simplefilter("ignore", FutureWarning)
+        plain = peft.AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "adapter"))
+    ids = torch.tensor([PROMPTS[2]])
+    policy.module.eval()
+    assert torch.allclose(plain.eval()(ids).logits, policy.module(ids).logits, rtol=0, atol=1e-6)
+    assert (plain(ids).logits - lm.module(ids).logits).abs().max() > 0.01
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "adapter")
+    assert tokenizer("a b")["input_ids"] == [1, 2]
+    assert tokenizer.chat_template == lm.tokenizer.chat_template
+    # An adapter that was loaded and saved again keeps its base, on a model without a name too.
+    nameless = CausalLM(tiny_model("gpt2", dtype=torch.float32), None, max_new_tokens=LENGTH)
+    CausalLM.load(tmp_path / "adapter", prior=nameless).save("again")
+    again = json.loads(Path("again/adapter_config.json").read_text())
+    assert again["base_model_name_or_path"] == str(tmp_path / "base")
+
+
+def test_a_full_model_keeps_what_came_with_it(based: tuple[CausalLM, CausalLM]) -> None:
+    lm, _ = based
+    lm.trainable().save_pretrained("full")
+    generation = GenerationConfig.from_pretrained("full")
+    assert (generation.do_sample, generation.top_k, generation.eos_token_id) == (True, 7, EOS)
+    assert AutoTokenizer.from_pretrained("full").chat_template == lm.tokenizer.chat_template
+
+
+def test_an_adapter_and_a_full_model_have_folders_of_their_own(
+    based: tuple[CausalLM, CausalLM],
+) -> None:
+    lm, policy = based
+    before = sorted(Path("base").iterdir())
+    with pytest.raises(FileExistsError, match="an adapter cannot be saved in base, which holds"):
+        policy.save("base")
+    assert sorted(Path("base").iterdir()) == before
+    policy.save("adapter")
+    with pytest.raises(FileExistsError, match="a full model cannot be saved in adapter"):
+        lm.save("adapter")
+    policy.save("adapter")  # over itself
+
+
+@pytest.mark.parametrize(("length", "message"), [(0, "at least 1, got 0"), (33, "holds 32 tokens")])
+def test_a_length_is_checked_at_loading(
+    based: tuple[CausalLM, CausalLM], length: int, message: str
+) -> None:
+    lm, policy = based
+    policy.save("adapter")
+    lm.save("full")
+    with pytest.raises(ValueError, match=message):
+        CausalLM.load("adapter", prior=lm, max_new_tokens=length)
+    with pytest.raises(ValueError, match=message):
+        CausalLM.load("full", max_new_tokens=length)
+    assert CausalLM.load("adapter", prior=lm, max_new_tokens=2).max_new_tokens == 2
+
+
+class Hub:
+    """The parts of `HfApi` that an upload needs; keeps the names of what was uploaded."""
+
+    def __init__(self, token: Any = None):
+        self.said: list[Any] = [token]
+
+    def __call__(self, token: Any = None) -> "Hub":
+        self.said = [token]
+        return self
+
+    def create_repo(self, repo_id: str, **options: Any) -> Any:
+        self.said.append((repo_id, options))
+        return SimpleNamespace(repo_id=f"me/{repo_id}")
+
+    def create_branch(self, repo_id: str, **options: Any) -> None:
+        self.said.append((repo_id, options))
+
+    def upload_folder(self, *, folder_path: str, **options: Any) -> Any:
+        self.said.append((sorted(p.name for p in Path(folder_path).iterdir()), options))
+        return SimpleNamespace(commit_url="https://example.org/commit")
+
+
+def test_push_to_hub(based: tuple[CausalLM, CausalLM], monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, policy = based
+    hub = Hub()
+    monkeypatch.setattr(policies, "HfApi", hub)
+    assert lm.push_to_hub("full", private=True, token="t", revision="fitted").endswith("/commit")
+    token, made, branch, (files, options) = hub.said
+    assert (token, made) == ("t", ("full", {"private": True, "exist_ok": True}))
+    assert branch == ("me/full", {"branch": "fitted", "exist_ok": True})
+    assert options == {
+        "repo_id": "me/full", "commit_message": "Upload CausalLM", "revision": "fitted",
+        "create_pr": False,
+    }  # fmt: skip
+    assert {"model.safetensors", "generation_config.json", "chat_template.jinja"} < set(files)
+    with pytest.raises(ValueError, match=r"base is .*/base, which nobody else can load"):
+        policy.push_to_hub("adapter")
+    policy.module.name_or_path = "owner/base"
+    policy.push_to_hub("adapter", create_pr=True)
+    files, options = hub.said[-1]
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} < set(files)
+    assert "model.safetensors" not in files
+    assert options["create_pr"]
 
 
 def test_smollm2_that_is_not_installed_says_how(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -347,6 +347,7 @@ def test_missing_and_wrong_files(work: Path) -> None:
         (["fit", "prompts.jsonl"], "not a Python file"),
         (["fit", "target.py:other", "--model", "model"], "no callable 'other'"),
         (["fit", "target.py"], "give --model"),
+        (["fit", "target.py", "--model", "model/gone", "--prompts", "prompts.jsonl"], "no hub id"),
         (["assess", "nowhere"], "not a run folder"),
         (["sample", "nowhere"], "not a run folder"),
         (["models", "gpt5"], "tiny_gpt2"),
