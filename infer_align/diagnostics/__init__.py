@@ -10,6 +10,7 @@ axes; pooled values are means over contexts.
 Everything is computed in NumPy float64, whatever library the log-probabilities come from.
 """
 
+from infer_align._reliability import kish_ess, pareto_khat
 from infer_align.diagnostics._agreement import log_z_agreement
 from infer_align.diagnostics._batch import batch_metrics
 from infer_align.diagnostics._bounds import (
@@ -29,7 +30,6 @@ from infer_align.diagnostics._gradients import (
     Measurement,
     compare_gradients,
 )
-from infer_align.diagnostics._khat import kish_ess, pareto_khat
 from infer_align.diagnostics._plot_curves import plot_frontier, plot_positions
 from infer_align.diagnostics._plot_features import plot_pairs, plot_ranks
 from infer_align.diagnostics._plot_weights import plot_contexts, plot_log_z, plot_weights

@@ -28,13 +28,13 @@ from jaxtyping import Float
 from infer_align._numerics import Array
 from infer_align.diagnostics._draws import numpy
 from infer_align.diagnostics._estimates import interval
-from infer_align.diagnostics._summary import check_level, reliable, skewed, within
+from infer_align.diagnostics._summary import check_level, seen, within
 from infer_align.diagnostics._weighted_estimates import (
     Weighted,
     checked,
     expectation,
+    grounds_of,
     weighted,
-    weights_of,
 )
 from infer_align.targets import WeightedSample
 
@@ -300,11 +300,11 @@ def _combine(
             f"lower has contexts of shape {np.shape(log_z.low)}, the draws have {shape}; both "
             "need the same contexts"
         )
-    weights = weights_of(w, w.uses)
-    m = skewed(expectation(w, values), weights)
+    grounds = grounds_of(w, w.uses)
+    m = seen(expectation(w, values), grounds, (1 + level) / 2)
     unknown, certain = np.isinf(m.se), m.proven
     centre, se = np.where(unknown | certain, 0.0, m.value), np.where(unknown, 0.0, m.se)
-    ends = interval(centre, se, m.third, (1 + level) / 2, fourth=m.fourth)
+    ends = interval(centre, se, m.third, (1 + level) / 2, fourth=m.fourth, longer=m.longer)
     sides = ("low", "high") if sign > 0 else ("high", "low")
     whole = [end + sign * _flat(log_z, side) for end, side in zip(ends, sides, strict=True)]
     low, high, possible = within((whole[0], whole[1]), (0.0, INF), se)
@@ -317,7 +317,7 @@ def _combine(
             total = m.value + sign * _flat(log_z, f"mean_{side}")
         columns.append(np.where(certain, m.value, total))
     columns += [np.hypot(m.se, _flat(log_z, f"se_{side}")) for side in sides]
-    columns.append(certain | (reliable(weights, m.uses) & possible & ~unknown))
+    columns.append(certain | (grounds.bear(m.uses) & possible & ~unknown))
     ends = [column.reshape(shape)[()] for column in columns]
     return Bounds(ends[0], ends[1], ends[2], ends[3], ends[4], ends[5], level, ends[6])
 

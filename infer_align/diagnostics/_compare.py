@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from infer_align.diagnostics._draws import draws
-from infer_align.diagnostics._estimates import Moments, interval, moments
-from infer_align.diagnostics._summary import Estimate, skewed, summarise
+from infer_align.diagnostics._estimates import Moments, moments, pooled_interval
+from infer_align.diagnostics._summary import Estimate, seen, summarise
 from infer_align.divergences import FDivergence, forward_kl, reverse_kl
 from infer_align.estimators import LogWeights
 
@@ -71,7 +71,7 @@ def compare(
     sides = [draws(weights) for weights in (before, after)]
     summaries = [summarise(side, divergences, level) for side in sides]
     old, new = (
-        {name: skewed(m, summary.weights) for name, m in moments(side, divergences).items()}
+        {name: seen(m, summary.grounds, level) for name, m in moments(side, divergences).items()}
         for side, summary in zip(sides, summaries, strict=True)
     )
     reliable = {name: all(s.pooled[name].reliable for s in summaries) for name in old}
@@ -91,7 +91,13 @@ def _difference(old: Moments, new: Moments, level: float) -> Estimate:
     se = math.sqrt(float((new.se**2 + old.se**2).sum())) / len(old.value)
     if math.isnan(value) or math.isinf(se):
         return Estimate(value, math.inf, -math.inf, math.inf, reliable=False)
-    third = float((new.third - old.third).sum()) / len(old.value) ** 3
-    fourth = float((new.fourth + old.fourth).sum()) / len(old.value) ** 4
-    low, high = (float(end) for end in interval(value, se, third, level, fourth=fourth))
+    each = np.sqrt(new.se**2 + old.se**2)
+    unit = np.where(each > 0, each, 1.0)
+    sides = [(new.longer[k] * new.se + old.longer[1 - k] * old.se) / unit for k in (0, 1)]
+    both = new._replace(
+        value=new.value - old.value, se=each, third=new.third - old.third,
+        fourth=new.fourth + old.fourth, bias=np.asarray(new.bias) - old.bias,
+        longer=(sides[0], sides[1]),
+    )  # fmt: skip
+    value, se, low, high = (float(x) for x in pooled_interval(both, level))
     return Estimate(value, se, low, high, reliable=False)

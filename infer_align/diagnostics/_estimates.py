@@ -17,6 +17,13 @@ D_f(π‖p)               D = mean b f(a/b)           b f(a/b) − D − A(a_i �
 
 where A = mean a f'(a/b). The D's are divergences of two normalised vectors over the draws, so
 they are never negative. With f(t) = t log t they are E_π[log π − log P] + log Ẑ (on-policy).
+
+Where the φ of a divergence all but vanish (a heavy weight near the share at which the divergence
+is largest), what is left is of second order, and the interval has room for it: with
+C = mean a t f''(t) and s = A its mean is
+
+.. math:: B = \frac{1}{2n} \big[ -2\,cov(a f', a) + 2\,cov(a f' - b f, b) + (2s + C)\,var(a)
+              - 2 C\,cov(a, b) + (2D - 2s + C)\,var(b) \big]
 """
 
 import math
@@ -27,6 +34,7 @@ from typing import NamedTuple
 import numpy as np
 
 from infer_align._numerics import Array, log_ratio, logmeanexp
+from infer_align._reliability import Worth
 from infer_align.diagnostics._draws import Draws
 from infer_align.divergences import FDivergence
 
@@ -53,6 +61,10 @@ class Moments(NamedTuple):
     uses: tuple[str, ...]
     proven: np.ndarray
     """Where the value is certain, as an infinite divergence shown by one draw is."""
+    bias: np.ndarray | float = 0.0
+    """Mean of the second-order term of the estimate's error."""
+    longer: tuple[np.ndarray | float, np.ndarray | float] = (0.0, 0.0)
+    """In standard errors: how much is added to the lower and to the upper end."""
 
 
 def moments(draws: Draws, divergences: Sequence[FDivergence]) -> dict[str, Moments]:
@@ -63,7 +75,8 @@ def moments(draws: Draws, divergences: Sequence[FDivergence]) -> dict[str, Momen
     log_a = log_v - logmeanexp(log_v)
     log_b = log_w - np.where(empty, 0.0, log_z)
     a, b = np.exp(log_a), np.exp(log_b)
-    out = {"log_z": _moments(log_z, b - 1, (-INF, INF), TARGET, empty)}
+    z = _moments(log_z, b - 1, (-INF, INF), TARGET, empty)
+    out = {"log_z": z._replace(bias=-((b - 1) ** 2).sum(axis=0) / 2 / len(b) ** 2)}
     for divergence in divergences:
         out[divergence.name] = _divergence(divergence, log_a, log_b, empty)
     nothing = np.zeros_like(empty)
@@ -91,7 +104,8 @@ def _expectation(
     mean = (a * values).mean(axis=0)
     finite = np.isfinite(mean)
     influence = np.where(finite, a * (np.where(finite, values, 0.0) - np.where(finite, mean, 0)), 0)
-    return _moments(np.where(empty, np.nan, mean), influence, bounds, uses, empty, ~finite)
+    m = _moments(np.where(empty, np.nan, mean), influence, bounds, uses, empty, ~finite)
+    return m._replace(bias=-(influence * (a - 1)).sum(axis=0) / len(a) ** 2)
 
 
 def _divergence(
@@ -122,7 +136,32 @@ def _divergence(
         influence = terms - d - slope * (a - 1) - (d - slope) * (b - 1)
     influence = np.where(finite, influence, 0.0)
     proven = np.isinf(value) & ((leak & (at_inf == INF)) | (miss & (at_zero == INF))).any(axis=0)
-    return _moments(value, influence, (0.0, most), POLICY + TARGET, ~finite & ~proven, proven)
+    m = _moments(value, influence, (0.0, most), POLICY + TARGET, ~finite & ~proven, proven)
+    terms, slopes = np.where(finite, terms, 0.0), np.where(finite, slopes, 0.0)
+    bend = np.where(both, a * _bend(divergence, log_t, a, b), 0.0).mean(axis=0)
+    return m._replace(bias=np.where(finite, _second_order(a, b, terms, slopes, bend), 0.0))
+
+
+def _bend(divergence: FDivergence, log_t: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """t f''(t), over a step as wide as log t is uncertain: f' may jump, as of total variation."""
+    step = np.sqrt((a.var(axis=0) + b.var(axis=0)) / len(a))
+    step = np.clip(step, 1e-4, 1.0)
+    # Beyond, f' is at its limit or beyond the floats.
+    x = np.clip(log_t, -600.0, 600.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        rise = (divergence.f_prime(x + step) - divergence.f_prime(x - step)) / (2 * step)
+    return np.where(np.isfinite(rise), rise, 0.0)
+
+
+def _second_order(
+    a: np.ndarray, b: np.ndarray, terms: np.ndarray, slopes: np.ndarray, bend: np.ndarray
+) -> np.ndarray:
+    """B of the module's docstring, from terms b f and slopes a f'."""
+    cov = lambda x, y: ((x - x.mean(axis=0)) * (y - y.mean(axis=0))).mean(axis=0)
+    d, slope = terms.mean(axis=0), slopes.mean(axis=0)
+    twice = -2 * cov(slopes, a) + 2 * cov(slopes - terms, b) + (2 * slope + bend) * cov(a, a)
+    twice += -2 * bend * cov(a, b) + (2 * d - 2 * slope + bend) * cov(b, b)
+    return twice / (2 * len(a))
 
 
 def _price(where: np.ndarray, mass: np.ndarray, price: float) -> np.ndarray:
@@ -147,7 +186,14 @@ def _moments(
 
 
 def interval(
-    value: Array, se: Array, third: Array, level: float, *, fourth: Array | float = 0.0
+    value: Array,
+    se: Array,
+    third: Array,
+    level: float,
+    *,
+    fourth: Array | float = 0.0,
+    bias: Array | float = 0.0,
+    longer: tuple[Array | float, Array | float] = (0.0, 0.0),
 ) -> tuple[Array, Array]:
     r"""Delta-method interval, lengthened on the side to which the estimate is skewed.
 
@@ -158,14 +204,47 @@ def interval(
     to the right: large ones are rare, so that estimate and standard error are low together, and
     the symmetric interval for KL(p‖π) misses the truth from below. With ``fourth``, the variance
     of se², z at that end is the quantile of Student's t with 2 se⁴ / fourth degrees of freedom
-    (Satterthwaite 1946).
+    (Satterthwaite 1946). Where nothing is left of first order, at the top of a quantity say, the
+    truth is off by B times a χ² of one degree of freedom, B the mean of the second-order term: the
+    end on its side is √((z se)² + (z² B)²) away. ``longer`` is added, in standard errors.
     """
     z = NormalDist().inv_cdf(0.5 + level / 2)
     positive = np.where(se > 0, se, 1.0)
     far = _student(2 * positive**4 / np.maximum(fourth, 1e-300), level) if np.any(fourth) else z
     shift = third / positive**2 * (1 + 2 * far**2) / 6
     left, right = np.where(third < 0, far, z), np.where(third > 0, far, z)
-    return value - left * se + np.minimum(shift, 0), value + right * se + np.maximum(shift, 0)
+    below = np.hypot(left * se, z**2 * np.maximum(-np.asarray(bias), 0)) + longer[0] * se
+    above = np.hypot(right * se, z**2 * np.maximum(bias, 0)) + longer[1] * se
+    return value - below + np.minimum(shift, 0), value + above + np.maximum(shift, 0)
+
+
+def pooled_interval(m: Moments, level: float) -> tuple[float, float, Array, Array]:
+    """Mean over contexts, which are fixed, its standard error, and both ends.
+
+    The errors of contexts are independent, but for those that have one sign in all of them: their
+    biases, by which the far end moves out, and what claims add for being claims.
+    """
+    se, contexts = m.se, len(m.se)
+    mean, error = float(m.value.mean()), math.sqrt((se**2).sum()) / contexts
+    third, fourth = m.third.sum() / contexts**3, m.fourth.sum() / contexts**4
+    bias, unit = float(np.mean(m.bias)), error or 1.0
+    off = (max(bias, 0.0), max(-bias, 0.0)) if contexts > 1 else (0.0, 0.0)
+    longer = tuple(
+        (float(np.mean(end * se)) + b) / unit for end, b in zip(m.longer, off, strict=True)
+    )
+    ends = interval(
+        mean, error, third, level, fourth=fourth, longer=(longer[0], longer[1]),
+        bias=bias if contexts == 1 else 0.0,
+    )  # fmt: skip
+    return mean, error, *ends
+
+
+def selected(m: Moments, kinds: Sequence[Worth], level: float) -> Moments:
+    """Allow for the estimate being one of those whose weights passed the rule: `Worth.selects`."""
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    ends = [kind.selects(m.influence, m.third, z) for kind in kinds]
+    low, high = (np.max([end[k] for end in ends], axis=0) for k in (0, 1))
+    return m._replace(longer=(low, high))
 
 
 def tailed(m: Moments, khat: np.ndarray) -> Moments:

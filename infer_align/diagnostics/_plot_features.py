@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infer_align.diagnostics._khat import kish_ess
+from infer_align._reliability import kish_ess
 from infer_align.diagnostics._plot_style import (
     BLUE,
     ORANGE,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from infer_align._reliability import ESS_LIMIT, KHAT_LIMIT, TIES, kish_ess, pareto_khat
 from infer_align.diagnostics._draws import numpy
-from infer_align.diagnostics._khat import TIES, kish_ess, pareto_khat
 from infer_align.diagnostics._plot_style import (
     ALARM,
     BLUE,
@@ -23,7 +23,6 @@ from infer_align.diagnostics._plot_style import (
     short,
     stat,
 )
-from infer_align.diagnostics._summary import ESS_LIMIT, KHAT_LIMIT
 
 if TYPE_CHECKING:
     import xarray

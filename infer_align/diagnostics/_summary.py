@@ -8,17 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from infer_align._numerics import NOISE, Array
+from infer_align._reliability import ESS_LIMIT, KHAT_LIMIT, Worth, worth
 from infer_align.diagnostics._draws import Draws
-from infer_align.diagnostics._estimates import Moments, interval, moments, tailed
-from infer_align.diagnostics._khat import kish_ess, least_ess, pareto_khat
+from infer_align.diagnostics._estimates import (
+    Moments,
+    interval,
+    moments,
+    pooled_interval,
+    selected,
+    tailed,
+)
 from infer_align.diagnostics._potential_error import potential_errors, widened
 from infer_align.divergences import FDivergence
-from infer_align.targets import too_far
-
-KHAT_LIMIT = 0.5
-"""Largest k̂ at which an interval is claimed: beyond, the weights' variance is infinite."""
-ESS_LIMIT = 200.0
-"""Smallest ESS at which an interval is claimed."""
 
 
 class Estimate(NamedTuple):
@@ -56,6 +57,7 @@ class Summary(NamedTuple):
     weights: dict[str, np.ndarray]
     pooled_weights: dict[str, float]
     notes: tuple[str, ...]
+    grounds: "Grounds"
 
 
 def summarise(
@@ -69,19 +71,49 @@ def summarise(
     """Estimate everything. Without ``khat`` (slow: a fit per context) the ESS alone decides."""
     check_level(level)
     kinds = {"": draws.log_target_weight, "_policy": draws.log_policy_weight}
-    weights = weight_diagnostics(kinds, khat=khat)
-    n = len(draws.log_policy)
+    grounds = Grounds({k: worth(x, khat=khat) for k, x in kinds.items()})
     estimates = moments(draws, divergences)
-    by_context, pooled = intervals(estimates, weights, level, n)
+    n = len(draws.log_policy)
+    by_context, pooled = intervals(estimates, grounds, level, n)
     accepted = np.isfinite(draws.log_target)
     by_context["acceptance"], pooled["acceptance"] = acceptance(accepted, level)
-    pooled_weights = pool_weights(weights) | {"ess_per_draw": float(weights["ess"].mean() / n)}
-    weights["ess_per_draw"] = weights["ess"] / n
-    notes = [*_notes(draws, weights, pooled, level), *impossible_notes(estimates, pooled)]
+    weights, pooled_weights = grounds.columns(n)
+    notes = [*_notes(draws, grounds, pooled, level), *impossible_notes(estimates, pooled)]
     if log_target_se is not None and log_target_se.any():
         errors = potential_errors(draws, divergences, log_target_se)
         notes.append(widen_all(by_context, pooled, errors, estimates, level))
-    return Summary(by_context, pooled, weights, pooled_weights, tuple(notes))
+    return Summary(by_context, pooled, weights, pooled_weights, tuple(notes), grounds)
+
+
+class Grounds(NamedTuple):
+    """What all estimates rest on: their weights, by suffix, and the law of the outcomes."""
+
+    weights: dict[str, Worth]
+    total_variation: np.ndarray | None = None
+    """Of an outcome's law from what the weights say, (contexts,); None: none."""
+
+    def bear(self, uses: tuple[str, ...]) -> np.ndarray:
+        """Where the weights that an estimate uses bear its interval."""
+        distance = 0.0 if self.total_variation is None else self.total_variation
+        each = [self.weights[k].bears(total_variation=0.0 if k else distance) for k in uses]
+        return np.all(each, axis=0)
+
+    def columns(self, n: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """As they are kept: per context, and pooled (ESS summed, its least, and the largest k̂)."""
+        by_context, pooled = {}, {"ess_min": float(self.weights[""].ess.min())}
+        for suffix, kind in self.weights.items():
+            by_context["ess" + suffix] = kind.ess
+            by_context["ess_low" + suffix] = kind.least
+            by_context["pareto_khat" + suffix] = kind.khat
+            pooled["ess" + suffix] = float(kind.ess.sum())
+            pooled["ess_low" + suffix] = float(kind.least.min())
+            pooled["pareto_khat" + suffix] = float(kind.khat.max())
+        if self.total_variation is not None:
+            by_context["total_variation"] = self.total_variation
+            pooled["total_variation"] = float(self.total_variation.max())
+        by_context["ess_per_draw"] = self.weights[""].ess / n
+        pooled["ess_per_draw"] = float(by_context["ess_per_draw"].mean())
+        return by_context, pooled
 
 
 def widen_all(
@@ -105,37 +137,9 @@ def check_level(level: float) -> None:
         raise ValueError(f"level is the coverage of the intervals, between 0 and 1, got {level}")
 
 
-def weight_diagnostics(kinds: dict[str, np.ndarray], *, khat: bool) -> dict[str, np.ndarray]:
-    """ESS, its lower bound and k̂ of each kind of log-weights (n, contexts), by suffix."""
-    out = {}
-    for suffix, log_weights in kinds.items():
-        tail = (
-            np.array([pareto_khat(column) for column in log_weights.T])
-            if khat
-            else np.full(log_weights.shape[1], -math.inf)
-        )
-        out["ess" + suffix] = kish_ess(log_weights)
-        out["ess_low" + suffix] = least_ess(log_weights, tail)
-        out["pareto_khat" + suffix] = tail
-    return out
-
-
-def pool_weights(weights: dict[str, np.ndarray]) -> dict[str, float]:
-    """The ESS summed over contexts, its least values, and the largest k̂."""
-    suffixes = [name.removeprefix("pareto_khat") for name in weights if "pareto_khat" in name]
-    out = {"ess_min": float(weights["ess"].min())}
-    for suffix in suffixes:
-        out["ess" + suffix] = float(weights["ess" + suffix].sum())
-        out["ess_low" + suffix] = float(weights["ess_low" + suffix].min())
-        out["pareto_khat" + suffix] = float(weights["pareto_khat" + suffix].max())
-    if "total_variation" in weights:
-        out["total_variation"] = float(weights["total_variation"].max())
-    return out
-
-
 def intervals(
     estimates: dict[str, Moments],
-    weights: dict[str, np.ndarray],
+    grounds: Grounds,
     level: float,
     proposals: int | None,
     log_bound: np.ndarray | float = 0.0,
@@ -145,10 +149,8 @@ def intervals(
     Where none of a number of independent proposals is accepted, P(accept) ≤ 1 − (1 − level)^(1/n)
     bounds Z if weights are ≤ 1, or M times that if they are ≤ M.
     """
-    estimates = {name: skewed(m, weights) for name, m in estimates.items()}
-    by_context = {
-        name: _intervals(m, reliable(weights, m.uses), level) for name, m in estimates.items()
-    }
+    estimates = {name: seen(m, grounds, level) for name, m in estimates.items()}
+    by_context = {name: _intervals(m, grounds.bear(m.uses), level) for name, m in estimates.items()}
     if proposals is not None:
         empty = np.isneginf(by_context["log_z"][0])
         most = math.log(_most_accepted(proposals, level)) + np.broadcast_to(log_bound, empty.shape)
@@ -157,9 +159,10 @@ def intervals(
     return by_context, pooled
 
 
-def skewed(m: Moments, weights: dict[str, np.ndarray]) -> Moments:
-    """`tailed` by the heaviest of the weights that the estimate rests on."""
-    return tailed(m, np.max([weights["pareto_khat" + suffix] for suffix in m.uses], axis=0))
+def seen(m: Moments, grounds: Grounds, level: float) -> Moments:
+    """`tailed` by the heaviest of the weights that the estimate rests on, and `selected`."""
+    kinds = [grounds.weights[suffix] for suffix in m.uses]
+    return selected(tailed(m, np.max([kind.khat for kind in kinds], axis=0)), kinds, level)
 
 
 def acceptance(accepted: np.ndarray, level: float) -> tuple[np.ndarray, Estimate]:
@@ -167,17 +170,6 @@ def acceptance(accepted: np.ndarray, level: float) -> tuple[np.ndarray, Estimate
     share = np.atleast_1d(accepted.mean())
     pooled = _estimate(_wilson(share, accepted.size, level)[:, 0])
     return _wilson(accepted.mean(axis=0), len(accepted), level), pooled
-
-
-def reliable(weights: dict[str, np.ndarray], uses: tuple[str, ...]) -> np.ndarray:
-    """Where the weights bear an interval, and leave the outcomes' law close enough."""
-    out = np.ones(len(weights["ess"]), dtype=bool)
-    for suffix in uses:
-        out &= weights["ess_low" + suffix] >= ESS_LIMIT
-        out &= weights["pareto_khat" + suffix] < KHAT_LIMIT
-    if "" in uses and "total_variation" in weights:
-        out &= ~too_far(weights["total_variation"], weights["ess"])
-    return out
 
 
 def within(
@@ -199,11 +191,13 @@ def _intervals(m: Moments, trusted: np.ndarray, level: float) -> np.ndarray:
     infinite = np.isinf(m.value) & ~unknown  # certain, or beyond the floats
     centre = np.where(unknown | infinite, 0.0, m.value)
     se = np.where(unknown, 0.0, m.se)
-    ends = interval(centre, se, m.third, level, fourth=m.fourth)
+    ends = interval(centre, se, m.third, level, fourth=m.fourth, bias=m.bias, longer=m.longer)
     low, high, possible = within(ends, m.bounds, se)
     low, high = np.where(infinite, m.value, low), np.where(infinite, m.value, high)
     low, high = np.where(unknown, m.bounds[0], low), np.where(unknown, m.bounds[1], high)
-    trusted = trusted & (possible | infinite)
+    # Where the second order is not small beside the first, the level is not what it says.
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    trusted = trusted & (possible | infinite) & (z * np.abs(m.bias) <= se + NOISE)
     return np.stack([m.value, m.se, low, high, (trusted | m.proven) & ~unknown])
 
 
@@ -213,9 +207,8 @@ def _pool(columns: np.ndarray, m: Moments, level: float) -> Estimate:
     mean, error = value.mean(), math.sqrt((se**2).sum()) / len(se)
     left, right, possible = low.mean(), high.mean(), True
     if math.isfinite(mean) and math.isfinite(error):
-        third, fourth = m.third.sum() / len(se) ** 3, m.fourth.sum() / len(se) ** 4
-        ends = interval(mean, error, third, level, fourth=fourth)
-        left, right, possible = within(ends, m.bounds, error)
+        *_, left, right = pooled_interval(m, level)
+        left, right, possible = within((left, right), m.bounds, error)
     sure = bool(trusted.all() and possible)
     return Estimate(float(mean), error, float(left), float(right), sure)
 
@@ -241,15 +234,15 @@ def _estimate(column: np.ndarray) -> Estimate:
 
 
 def _notes(
-    draws: Draws, weights: dict[str, np.ndarray], pooled: dict[str, Estimate], level: float
+    draws: Draws, grounds: Grounds, pooled: dict[str, Estimate], level: float
 ) -> tuple[str, ...]:
     """What the reader must know before believing the numbers, and what to do about it."""
     n = len(draws.log_policy)
     empty = ~np.isfinite(draws.log_target).any(axis=0)
     notes = empty_notes(empty, n, level)
-    notes += weight_notes(weights, "", "P/q", "target", ~empty, n)
+    notes += weight_notes(grounds.weights[""], "P/q", "target", ~empty, n)
     if not draws.on_policy:
-        notes += weight_notes(weights, "_policy", "π/q", "policy", ~empty, n)
+        notes += weight_notes(grounds.weights["_policy"], "π/q", "policy", ~empty, n)
     return tuple(notes + infinite_notes(pooled))
 
 
@@ -272,16 +265,14 @@ def empty_notes(empty: Any, n: int, level: float, *, bounded: bool = False) -> l
 
 
 def weight_notes(
-    weights: dict[str, np.ndarray],
-    suffix: str,
+    weights: Worth,
     ratio: str,
     whose: str,
     some: Any,
     n: int,
 ) -> list[str]:
     """Whether weights bear an interval, in the contexts that have some; n draws gave them."""
-    khat, ess = weights["pareto_khat" + suffix], weights["ess" + suffix]
-    least = weights["ess_low" + suffix]
+    khat, ess, least = weights.khat, weights.ess, weights.least
     few, heavy, hopeless = (least < ESS_LIMIT) & some, (khat >= KHAT_LIMIT) & some, khat >= 0.7
     hopeless &= some
     notes = []

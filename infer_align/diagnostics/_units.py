@@ -105,5 +105,6 @@ def added(value: np.ndarray, first: Moments, second: Moments, sign: float) -> Mo
         se=first.se + second.se,
         third=first.third + sign**3 * second.third,
         fourth=first.fourth + second.fourth,
+        bias=np.asarray(first.bias) + sign * np.asarray(second.bias),
         uses=first.uses + second.uses,
     )

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from infer_align._numerics import Array
+from infer_align._reliability import TV_LIMIT, too_far
 from infer_align.diagnostics._draws import errors
 from infer_align.diagnostics._summary import (
+    Grounds,
     Summary,
     acceptance,
     check_level,
@@ -16,7 +18,6 @@ from infer_align.diagnostics._summary import (
     impossible_notes,
     infinite_notes,
     intervals,
-    pool_weights,
     weight_notes,
     widen_all,
 )
@@ -25,14 +26,14 @@ from infer_align.diagnostics._weighted_estimates import (
     Weighted,
     checked,
     expectation,
+    grounds_of,
     log_z,
     moved_by_potential,
     per_context,
     weighted,
-    weights_of,
     with_log_z,
 )
-from infer_align.targets import TV_LIMIT, WeightedSample, too_far
+from infer_align.targets import WeightedSample
 
 if TYPE_CHECKING:
     import xarray
@@ -182,7 +183,7 @@ def _summarise(
     log_target_se: np.ndarray | None,
     log_bound: np.ndarray | None,
 ) -> Summary:
-    weights = weights_of(w)
+    grounds = grounds_of(w)
     log_p = np.where(w.log_weights > -INF, w.log_target, 0.0)
     values = {name: log_p - law for name, law in laws.items()} | {"entropy_target": -log_p}
     estimates = {"log_z": log_z(w)}
@@ -195,24 +196,21 @@ def _summarise(
     independent = w.evidence is not None and w.evidence_units.index is None
     proposals = len(w.evidence) if independent and w.evidence is not None else None
     most = 0.0 if log_bound is None else log_bound
-    by_context, pooled = intervals(estimates, weights, level, proposals, most)
+    by_context, pooled = intervals(estimates, grounds, level, proposals, most)
     if independent and w.evidence is not None:
         shares = acceptance(np.isfinite(w.evidence), level)
         by_context["acceptance"], pooled["acceptance"] = shares
     n = len(w.log_weights)
-    pooled_weights = pool_weights(weights) | {"ess_per_draw": float(weights["ess"].mean() / n)}
-    notes = _notes(w, weights, level, bounded=log_bound is not None) + infinite_notes(pooled)
+    weights, pooled_weights = grounds.columns(n)
+    notes = _notes(w, grounds, level, bounded=log_bound is not None) + infinite_notes(pooled)
     notes += impossible_notes(estimates, pooled)
     if log_target_se is not None and log_target_se.any():
         moved = moved_by_potential(w, values, log_target_se)
         notes.append(widen_all(by_context, pooled, moved, estimates, level))
-    weights["ess_per_draw"] = weights["ess"] / n
-    return Summary(by_context, pooled, weights, pooled_weights, tuple(notes))
+    return Summary(by_context, pooled, weights, pooled_weights, tuple(notes), grounds)
 
 
-def _notes(
-    w: Weighted, weights: dict[str, np.ndarray], level: float, *, bounded: bool
-) -> list[str]:
+def _notes(w: Weighted, grounds: Grounds, level: float, *, bounded: bool) -> list[str]:
     notes, n = [], len(w.log_weights)
     some = np.isfinite(w.log_weights).any(axis=0)
     if w.evidence is None:
@@ -245,19 +243,19 @@ def _notes(
             "outcomes and evidence are not matched: the standard errors of log_z and of the mean "
             "under the target are added in what needs both, an upper bound."
         )
-    notes += _distance_notes(w, weights)
+    notes += _distance_notes(w, grounds.weights[""].ess)
     label = "P/q" if w.same else "of the outcomes"
-    notes += weight_notes(weights, "", label, "target", some, n)
+    notes += weight_notes(grounds.weights[""], label, "target", some, n)
     if w.evidence is not None and not w.same:
         accepted = np.isfinite(w.evidence).any(axis=0)
         rows = len(w.evidence)
-        notes += weight_notes(weights, "_evidence", "of Z", "target", accepted, rows)
+        notes += weight_notes(grounds.weights["_evidence"], "of Z", "target", accepted, rows)
     return notes
 
 
-def _distance_notes(w: Weighted, weights: dict[str, np.ndarray]) -> list[str]:
+def _distance_notes(w: Weighted, ess: np.ndarray) -> list[str]:
     """Outcomes that are of the target only in the limit."""
-    far = too_far(w.total_variation, weights["ess"])
+    far = too_far(w.total_variation, ess)
     if not far.any():
         return []
     unknown = np.isnan(w.total_variation)
@@ -271,6 +269,6 @@ def _distance_notes(w: Weighted, weights: dict[str, np.ndarray]) -> list[str]:
     return [
         f"in {which} the law of the outcomes may be {w.total_variation.max():.2g} from the "
         f"target's in total variation, and {TV_LIMIT}/√ESS = "
-        f"{TV_LIMIT / math.sqrt(weights['ess'].max()):.2g} is little enough: give the method more "
+        f"{TV_LIMIT / math.sqrt(ess.max()):.2g} is little enough: give the method more "
         "steps, or more proposals."
     ]

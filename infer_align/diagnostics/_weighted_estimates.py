@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from infer_align._numerics import Array
+from infer_align._reliability import worth
 from infer_align.diagnostics._draws import numpy
 from infer_align.diagnostics._estimates import Moments
-from infer_align.diagnostics._summary import weight_diagnostics
+from infer_align.diagnostics._summary import Grounds
 from infer_align.diagnostics._units import Units, added, by_number, each_alone, unit_moments
 from infer_align.targets import WeightedSample
 
@@ -83,13 +84,13 @@ def weighted(sample: WeightedSample) -> Weighted:
     return Weighted(log_weights, log_target, evidence, units, other, same, joined, distance)
 
 
-def weights_of(w: Weighted, uses: tuple[str, ...] = ("", "_evidence")) -> dict[str, np.ndarray]:
-    """ESS, its lower bound and k̂ of what the estimates rest on, and how far it is off."""
+def grounds_of(w: Weighted, uses: tuple[str, ...] = ("", "_evidence")) -> Grounds:
+    """What the weights that the estimates rest on are worth, and how far the outcomes are off."""
     kinds = {"": w.units.log_total(w.log_weights)}
     if "_evidence" in uses and w.evidence is not None and not w.same:
         kinds["_evidence"] = w.evidence_units.log_total(w.evidence)
-    weights = weight_diagnostics(kinds, khat=True)
-    return weights | ({"total_variation": w.total_variation} if w.approximate else {})
+    worths = {suffix: worth(x) for suffix, x in kinds.items()}
+    return Grounds(worths, w.total_variation if w.approximate else None)
 
 
 def expectation(
@@ -107,7 +108,9 @@ def expectation(
     proven = np.isinf(mean)
     value = np.where(empty, np.nan, mean)
     m = unit_moments(value, influence, units.count, 0.0, bounds, w.uses, empty, proven)
-    return m._replace(se=np.where(proven, 0.0, m.se))
+    share = units.count * units.total(p) - 1
+    bias = -(influence * share).sum(axis=0) / units.count**2
+    return m._replace(se=np.where(proven, 0.0, m.se), bias=bias)
 
 
 def log_z(w: Weighted) -> Moments:
@@ -124,7 +127,9 @@ def log_z(w: Weighted) -> Moments:
     units, uses = w.evidence_units, ("",) if w.same else ("_evidence",)
     influence = units.count * units.total(_shares(w.evidence)) - 1
     empty = value == -INF
-    return unit_moments(value, influence, units.count, -1.0, (-INF, INF), uses, empty)
+    m = unit_moments(value, influence, units.count, -1.0, (-INF, INF), uses, empty)
+    squares = (influence**2).sum(axis=0) + units.count - len(influence)  # -1 of those without a row
+    return m._replace(bias=-squares / 2 / units.count**2)
 
 
 def with_log_z(
@@ -141,7 +146,9 @@ def with_log_z(
     influence = mean.influence + sign * z.influence
     count = w.units.count
     m = unit_moments(value, influence, count, -sign, bounds, uses, unknown, mean.proven)
-    return m._replace(se=np.where(mean.proven, 0.0, m.se))
+    # Covariances of shares and influences: where both rows are the same units', they are these.
+    bias = np.where(unknown, 0.0, mean.bias + sign * np.asarray(z.bias))
+    return m._replace(se=np.where(mean.proven, 0.0, m.se), bias=bias)
 
 
 def moved_by_potential(

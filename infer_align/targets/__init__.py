@@ -37,9 +37,7 @@ from infer_align.targets._rounds import match_moments
 from infer_align.targets._samples import Empirical, demonstrations, teacher
 from infer_align.targets._target import Target, indicator
 from infer_align.targets._target import add_potential as add_potential
-from infer_align.targets._weighted import TV_LIMIT as TV_LIMIT
 from infer_align.targets._weighted import WeightedSample
-from infer_align.targets._weighted import too_far as too_far
 
 __all__ = [
     "Budget",

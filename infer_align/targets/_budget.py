@@ -10,7 +10,16 @@ from array_api_compat import is_array_api_obj
 from infer_align._numerics import as_real, concrete, own
 from infer_align.targets._combinators import tilt
 from infer_align.targets._dual import Points, tilted
-from infer_align.targets._moment_fit import ESS_MIN, Evaluated, clustered, notes_on, worth
+from infer_align.targets._moment_fit import (
+    ESS_MIN,
+    Evaluated,
+    bias_notes,
+    clustered,
+    notes_on,
+    selection,
+    unit_worth,
+    worth_of,
+)
 from infer_align.targets._moments import as_points, flat
 from infer_align.targets._target import LogPotential, Target
 from infer_align.targets._weighted import WeightedSample
@@ -108,15 +117,19 @@ def kl_budget(
     values = points.features[..., 0]
     rise = p * (values - reward_mean)  # influence of Λ'(θ); that of Λ(θ) is p − w
     influence = np.stack([theta * rise - (p - w), rise], axis=-1)
-    covariance, units = clustered(influence * points.context_mass[:, None], labels)
-    se = math.sqrt(float(covariance[0, 0]))
+    influence = influence * points.context_mass[:, None]
+    covariance, units = clustered(influence, labels)
     spread = float(points.context_mass @ variance)
     slope = theta * spread
+    kind = unit_worth(log_mass, points.features, -influence[..., :1] / slope, labels)
+    longer = selection(influence, labels, kind, float(ess_min))
+    se = math.sqrt(float(covariance[0, 0])) * float(longer[0])
     ess = 1 / (p**2).sum(axis=0)
     pooled = 1 / float((points.context_mass**2 / ess).sum())
     if labels is not None:  # as of a moment: by the error of the tilt's mean reward
-        pooled = min(pooled, worth(np.array([spread]), covariance[1:, 1]))
-    notes = notes_on(ess, pooled, units, float(ess_min), sample.total_variation)
+        pooled = min(pooled, worth_of(np.array([spread]), covariance[1:, 1]))
+    notes = notes_on(kind, pooled, units, float(ess_min), sample.total_variation)
+    notes += bias_notes(influence[..., 1:], p, np.diag(covariance)[1:])
     return Budget(
         tilt(base, reward, 1 / theta), 1 / theta, se / slope / theta**2,
         float(points.context_mass @ terms), se, float(points.context_mass @ reward_mean),

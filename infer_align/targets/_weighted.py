@@ -8,15 +8,6 @@ from jaxtyping import Float, Int
 
 from infer_align._numerics import logmeanexp
 
-TV_LIMIT = 0.05
-"""Largest total variation times √ESS: a tenth of the standard error of a probability, 1/(2√ESS)."""
-
-
-def too_far(total_variation: Any, ess: Any) -> np.ndarray:
-    """Where outcomes are not close enough to the target for what their number promises."""
-    distance = np.asarray(total_variation * np.sqrt(ess))
-    return np.asarray(~(distance <= TV_LIMIT))  # NaN, unknown, is too far
-
 
 class WeightedSample(NamedTuple):
     r"""Weighted outcomes of a target, and the weights that its log Z is estimated from.

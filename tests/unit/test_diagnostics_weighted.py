@@ -51,11 +51,12 @@ def test_importance_samples_from_the_policy_equal_assess(contexts, rejected):
     here = diagnostics.assess_sample(sample, log_policy=np.log(Q)[y], features=feature)
     there = diagnostics.assess(LogWeights(np.log(Q)[y], sample.log_target), features=feature)
     names = ("log_z", "forward_kl", "target_y", "acceptance")
-    assert_equal(diagnostics.estimates(here), diagnostics.estimates(there), names)
+    # The second-order term of a divergence is, by `assess`, a difference of f'.
+    assert_equal(diagnostics.estimates(here), diagnostics.estimates(there), names, rtol=1e-6)
     for group in ("diagnostics", "diagnostics/contexts"):
         a, b = here[group].to_dataset(), there[group].to_dataset()
         for name in (*names, "ess", "ess_low", "pareto_khat", "ess_per_draw"):
-            np.testing.assert_allclose(a[name], b[name], rtol=1e-9, err_msg=f"{group} {name}")
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-6, err_msg=f"{group} {name}")
     assert float(here["diagnostics"]["ess_min"]) == float(there["diagnostics"]["ess_min"])
 
 
