@@ -67,6 +67,7 @@ class TableSource:
         )  # fmt: skip
         self.log_q = self.log_q - logsumexp(self.log_q)
         self.shape, self.name = shape, name
+        self.log_bound: Any = None
         self.rng = np.random.default_rng(seed)
         self.vocabulary, self.eos, self.pad = vocabulary, tuple(eos), pad
         self.drawn = self.scored = 0

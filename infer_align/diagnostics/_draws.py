@@ -83,6 +83,17 @@ def numpy(array: Array) -> np.ndarray:
     return np.asarray(array, dtype=np.float64)
 
 
+def per_context(value: float | Array, shape: tuple[int, ...]) -> np.ndarray:
+    """One number a context, (contexts,)."""
+    try:
+        return np.broadcast_to(numpy(value), shape).reshape(-1)
+    except ValueError:
+        raise ValueError(
+            f"given was a number for each context of shape {np.shape(value)}, needed is one for "
+            f"all, or {shape}"
+        ) from None
+
+
 def errors(array: Array, shape: tuple[int, ...]) -> np.ndarray:
     """Standard errors of log P, (n, contexts): finite and not negative."""
     values = _checked(array, "log_target_se", shape)

@@ -108,9 +108,10 @@ def _expectation(
     return m._replace(bias=-(influence * (a - 1)).sum(axis=0) / len(a) ** 2)
 
 
-def _divergence(
-    divergence: FDivergence, log_a: np.ndarray, log_b: np.ndarray, empty: np.ndarray
-) -> Moments:
+def terms_of(
+    divergence: FDivergence, log_a: np.ndarray, log_b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """b f(a/b), whose mean is the divergence, and a f'(a/b); both with what lies on one side."""
     a, b = np.exp(log_a), np.exp(log_b)
     # By the logs: a density too small for a float is not a density of 0.
     in_policy, in_target = log_a > -INF, log_b > -INF
@@ -127,7 +128,17 @@ def _divergence(
     at_inf, at_zero = divergence.f_prime_at_inf, divergence.f_at_zero
     leak, miss = in_policy & ~in_target, in_target & ~in_policy
     terms = np.where(both, terms, 0.0) + _price(leak, a, at_inf) + _price(miss, b, at_zero)
-    slopes = np.where(both, slopes, 0.0) + _price(leak, a, at_inf)
+    return terms, np.where(both, slopes, 0.0) + _price(leak, a, at_inf)
+
+
+def _divergence(
+    divergence: FDivergence, log_a: np.ndarray, log_b: np.ndarray, empty: np.ndarray
+) -> Moments:
+    a, b = np.exp(log_a), np.exp(log_b)
+    in_policy, in_target = log_a > -INF, log_b > -INF
+    both, leak, miss = in_policy & in_target, in_policy & ~in_target, in_target & ~in_policy
+    terms, slopes = terms_of(divergence, log_a, log_b)
+    at_inf, at_zero = divergence.f_prime_at_inf, divergence.f_at_zero
     most = at_zero + at_inf
     value = np.where(empty, most, terms.mean(axis=0))
     finite = np.isfinite(value) & ~empty
@@ -138,6 +149,7 @@ def _divergence(
     proven = np.isinf(value) & ((leak & (at_inf == INF)) | (miss & (at_zero == INF))).any(axis=0)
     m = _moments(value, influence, (0.0, most), POLICY + TARGET, ~finite & ~proven, proven)
     terms, slopes = np.where(finite, terms, 0.0), np.where(finite, slopes, 0.0)
+    log_t = np.where(both, np.where(both, log_a, 0.0) - np.where(both, log_b, 0.0), 0.0)
     bend = np.where(both, a * _bend(divergence, log_t, a, b), 0.0).mean(axis=0)
     return m._replace(bias=np.where(finite, _second_order(a, b, terms, slopes, bend), 0.0))
 

@@ -19,6 +19,7 @@ from infer_align.diagnostics._estimates import (
     tailed,
 )
 from infer_align.diagnostics._potential_error import potential_errors, widened
+from infer_align.diagnostics._unseen import RULE_OF_THREE, Unseen, lengthen, of_draws
 from infer_align.divergences import FDivergence
 
 
@@ -67,6 +68,7 @@ def summarise(
     *,
     khat: bool = True,
     log_target_se: np.ndarray | None = None,
+    log_bound: np.ndarray | None = None,
 ) -> Summary:
     """Estimate everything. Without ``khat`` (slow: a fit per context) the ESS alone decides."""
     check_level(level)
@@ -74,11 +76,19 @@ def summarise(
     grounds = Grounds({k: worth(x, khat=khat) for k, x in kinds.items()})
     estimates = moments(draws, divergences)
     n = len(draws.log_policy)
-    by_context, pooled = intervals(estimates, grounds, level, n)
+    unseen = None
+    if log_bound is not None:
+        unseen = of_draws(draws, estimates, divergences, log_bound, level)
+    most = 0.0 if log_bound is None else log_bound
+    by_context, pooled = intervals(estimates, grounds, level, n, most, unseen)
     accepted = np.isfinite(draws.log_target)
     by_context["acceptance"], pooled["acceptance"] = acceptance(accepted, level)
     weights, pooled_weights = grounds.columns(n)
-    notes = [*_notes(draws, grounds, pooled, level), *impossible_notes(estimates, pooled)]
+    notes = [
+        *_notes(draws, grounds, pooled, level, bounded=log_bound is not None),
+        *impossible_notes(estimates, pooled),
+    ]
+    notes += unseen_notes(unseen, by_context["log_z"], estimates["log_z"], n)
     if log_target_se is not None and log_target_se.any():
         errors = potential_errors(draws, divergences, log_target_se)
         notes.append(widen_all(by_context, pooled, errors, estimates, level))
@@ -116,6 +126,18 @@ class Grounds(NamedTuple):
         return by_context, pooled
 
 
+def withdraw(summary: Summary, reasons: Sequence[str]) -> Summary:
+    """Nothing is claimed, whatever the weights say; the reasons come first among the notes."""
+    contexts = {
+        name: np.concatenate([columns[:4], np.zeros_like(columns[4:])])
+        for name, columns in summary.contexts.items()
+    }
+    pooled = {name: e._replace(reliable=False) for name, e in summary.pooled.items()}
+    return summary._replace(
+        contexts=contexts, pooled=pooled, notes=(*map(str, reasons), *summary.notes)
+    )
+
+
 def widen_all(
     by_context: dict[str, np.ndarray],
     pooled: dict[str, Estimate],
@@ -143,6 +165,7 @@ def intervals(
     level: float,
     proposals: int | None,
     log_bound: np.ndarray | float = 0.0,
+    unseen: Unseen | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Estimate]]:
     """Intervals per context and pooled, claimed where the weights allow it.
 
@@ -156,6 +179,14 @@ def intervals(
         most = math.log(_most_accepted(proposals, level)) + np.broadcast_to(log_bound, empty.shape)
         by_context["log_z"][3, empty] = most[empty]
     pooled = {name: _pool(by_context[name], m, level) for name, m in estimates.items()}
+    if unseen is not None:
+        for name, reach in unseen.contexts.items():
+            by_context[name] = lengthen(by_context[name], reach.low, reach.high)
+            down, up = unseen.pooled[name]
+            sure = bool(by_context[name][4].all())
+            whole = np.array(pooled[name]._replace(reliable=pooled[name].reliable and sure), float)
+            ends = (whole[0] - down, whole[0] + up)
+            pooled[name] = _estimate(lengthen(whole[:, None], *map(np.atleast_1d, ends))[:, 0])
     return by_context, pooled
 
 
@@ -234,12 +265,12 @@ def _estimate(column: np.ndarray) -> Estimate:
 
 
 def _notes(
-    draws: Draws, grounds: Grounds, pooled: dict[str, Estimate], level: float
+    draws: Draws, grounds: Grounds, pooled: dict[str, Estimate], level: float, *, bounded: bool
 ) -> tuple[str, ...]:
     """What the reader must know before believing the numbers, and what to do about it."""
     n = len(draws.log_policy)
     empty = ~np.isfinite(draws.log_target).any(axis=0)
-    notes = empty_notes(empty, n, level)
+    notes = empty_notes(empty, n, level, bounded=bounded)
     notes += weight_notes(grounds.weights[""], "P/q", "target", ~empty, n)
     if not draws.on_policy:
         notes += weight_notes(grounds.weights["_policy"], "π/q", "policy", ~empty, n)
@@ -302,6 +333,25 @@ def weight_notes(
             "tail to fit, Pareto k-hat is -inf, and the ESS alone decides."
         )
     return notes
+
+
+def unseen_notes(unseen: Unseen | None, log_z: np.ndarray, m: Moments, n: int) -> list[str]:
+    """Where a known bound leaves room for a hidden mode."""
+    if unseen is None:
+        return []
+    se = np.where(np.isfinite(m.se), m.se, 0.0)
+    shift = np.where(np.isfinite(m.value), unseen.contexts["log_z"].high - m.value, 0.0)
+    wide = shift > np.where(np.isfinite(log_z[3]), 4 * se, math.inf)
+    if not wide.any():
+        return []
+    ratio = float((np.expm1(np.minimum(shift, 50.0)) / np.maximum(4 * se, 1e-9))[wide].max())
+    need = f"about {n * ratio**2:.2g} draws a context would settle it, or "
+    return [
+        f"a region that {n} draws may have missed, of probability up to {RULE_OF_THREE / n:.2g}, "
+        f"can hold more of Z than the interval says{_of(wide)}, as far as the known bound of P/q "
+        f"goes: {need if ratio < 1e3 else ''}draw from a proposal with a smaller bound (closer to "
+        "the target)."
+    ]
 
 
 def infinite_notes(pooled: dict[str, Estimate]) -> list[str]:

@@ -8,8 +8,8 @@ import numpy as np
 from array_api_compat import is_torch_array
 
 from infer_align._numerics import Array
-from infer_align.diagnostics._draws import draws, errors, numpy
-from infer_align.diagnostics._summary import STATISTICS, Estimate, Summary, summarise
+from infer_align.diagnostics._draws import draws, errors, numpy, per_context
+from infer_align.diagnostics._summary import STATISTICS, Estimate, Summary, summarise, withdraw
 from infer_align.divergences import (
     FDivergence,
     forward_kl,
@@ -36,6 +36,8 @@ def assess(
     divergences: Sequence[FDivergence] = DIVERGENCES,
     level: float = 0.95,
     max_sample_score_difference: float | None = None,
+    log_bound: float | Array | None = None,
+    withdrawn: Sequence[str] = (),
 ) -> "xarray.DataTree":
     r"""Measure how close a policy is to a target, from draws, with honest intervals.
 
@@ -71,6 +73,14 @@ def assess(
         Coverage of the intervals.
     max_sample_score_difference : float, optional
         Largest |log π when sampling − log π when scoring| met, to be recorded.
+    log_bound : float or array of shape (*contexts), optional
+        log M where P/q ≤ M is known of every outcome, not of the draws alone: the largest reward
+        over beta where q is the prior (``Target.log_bound``). Every interval then reaches what the
+        estimates would be with a region of probability 3/n at that bound, log(Ẑ + 3M/n), and is
+        claimed only where that moves an end by less than half the interval's length.
+    withdrawn : sequence of str
+        Reasons why no interval can be claimed whatever the weights say: they become notes, and
+        every estimate is unreliable.
 
     Returns
     -------
@@ -91,8 +101,11 @@ def assess(
     Requirements
     ------------
     log P up to a constant per context; log q normalised. The draws are independent, and q is
-    positive wherever p is (mass of p that q never draws is invisible: a collapsed policy
-    assessed on its own draws sees too small a Z; compare log_z across proposals).
+    positive wherever p is. **Not covered**: regions that q reaches with probability below about
+    3/n, a hidden mode. No draw lies in them, and the weights look as they would without: a mode
+    of probability 0.001 and weight 1000 is missed by 500 draws six times out of ten, and half of
+    Z is then missing from a claimed interval. A known ``log_bound`` covers it; without one compare
+    log_z across proposals (`log_z_agreement`), and bound it from above (`log_z_bounds`).
 
     Raises
     ------
@@ -103,8 +116,8 @@ def assess(
     -----
     - KL(π‖p) is ``inf``, and certainly so, once a draw of π is rejected by the target.
     - Where no draw is accepted, log_z is ``-inf``, and its ``high`` is a one-sided bound that
-      assumes weights P/q ≤ 1: P(accept) ≤ 1 − (1 − level)^(1/n), about 3/n at 95%. Target means
-      of features are then NaN: undefined.
+      assumes weights P/q ≤ 1 unless ``log_bound`` is given: P(accept) ≤ 1 − (1 − level)^(1/n),
+      about 3/n at 95%. Target means of features are then NaN: undefined.
     - k̂ is itself an estimate: of weights whose tail index is 0.55 to 0.65 some records have k̂ below
       0.5, and claim intervals that hold less often than they say
       (tests/statistical/test_diagnostics_coverage.py).
@@ -123,7 +136,10 @@ def assess(
     """
     d = draws(weights, log_prior, features)
     se = None if log_target_se is None else errors(log_target_se, tuple(weights.policy.shape))
-    summary = summarise(d, divergences, level, log_target_se=se)
+    bound = None if log_bound is None else per_context(log_bound, tuple(weights.policy.shape[1:]))
+    summary = summarise(d, divergences, level, log_target_se=se, log_bound=bound)
+    if withdrawn:
+        summary = withdraw(summary, withdrawn)
     labels = context_labels(weights.context, contexts, d.log_policy.shape[1])
     attributes = {"level": level, "n": len(d.log_policy), "on_policy": int(d.on_policy)}
     if max_sample_score_difference is not None:

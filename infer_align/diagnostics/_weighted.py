@@ -8,7 +8,8 @@ import numpy as np
 
 from infer_align._numerics import Array
 from infer_align._reliability import TV_LIMIT, too_far
-from infer_align.diagnostics._draws import errors
+from infer_align.diagnostics._draws import errors, per_context
+from infer_align.diagnostics._estimates import Moments
 from infer_align.diagnostics._summary import (
     Grounds,
     Summary,
@@ -18,10 +19,12 @@ from infer_align.diagnostics._summary import (
     impossible_notes,
     infinite_notes,
     intervals,
+    unseen_notes,
     weight_notes,
     widen_all,
 )
 from infer_align.diagnostics._tree import build_tree, context_labels, outcomes_by_site
+from infer_align.diagnostics._unseen import Reach, Unseen, check_bound, grow, moved_mean, reached
 from infer_align.diagnostics._weighted_estimates import (
     Weighted,
     checked,
@@ -29,7 +32,6 @@ from infer_align.diagnostics._weighted_estimates import (
     grounds_of,
     log_z,
     moved_by_potential,
-    per_context,
     weighted,
     with_log_z,
 )
@@ -49,6 +51,7 @@ def assess_sample(
     features: Mapping[str, Array] | None = None,
     contexts: Sequence[str] | Sequence[int] | None = None,
     level: float = 0.95,
+    log_bound: float | Array | None = None,
 ) -> "xarray.DataTree":
     r"""Measure what a weighted sample says of its target, with honest intervals.
 
@@ -78,6 +81,9 @@ def assess_sample(
         Labels of the contexts, flattened.
     level : float
         Coverage of the intervals.
+    log_bound : float or array of shape (*contexts), optional
+        log M where P/q ≤ M is known of every outcome, for independent proposals. Default: the
+        sample's own. Used as by `assess`.
 
     Returns
     -------
@@ -147,7 +153,13 @@ def assess_sample(
         for name, values in (features or {}).items()
     }
     se = None if sample.log_target_se is None else errors(sample.log_target_se, shape)
-    bound = None if sample.log_bound is None else per_context(sample.log_bound, shape[1:])
+    log_bound = sample.log_bound if log_bound is None else log_bound
+    bound = None if log_bound is None else per_context(log_bound, shape[1:])
+    if bound is not None and (w.evidence is None or w.evidence_units.index is not None):
+        raise ValueError(
+            "log_bound bounds P/q of independent proposals, and this sample's evidence is missing "
+            "or dependent: leave it out, or take importance, rejection or independence Metropolis"
+        )
     summary = _summarise(w, laws, columns, level, se, bound)
     stats = {"log_weight": w.log_weights, "log_target": w.log_target}
     stats |= {
@@ -196,7 +208,8 @@ def _summarise(
     independent = w.evidence is not None and w.evidence_units.index is None
     proposals = len(w.evidence) if independent and w.evidence is not None else None
     most = 0.0 if log_bound is None else log_bound
-    by_context, pooled = intervals(estimates, grounds, level, proposals, most)
+    unseen = None if log_bound is None else _unseen(w, values, estimates, log_bound, level)
+    by_context, pooled = intervals(estimates, grounds, level, proposals, most, unseen)
     if independent and w.evidence is not None:
         shares = acceptance(np.isfinite(w.evidence), level)
         by_context["acceptance"], pooled["acceptance"] = shares
@@ -204,10 +217,45 @@ def _summarise(
     weights, pooled_weights = grounds.columns(n)
     notes = _notes(w, grounds, level, bounded=log_bound is not None) + infinite_notes(pooled)
     notes += impossible_notes(estimates, pooled)
+    if w.evidence is not None:
+        notes += unseen_notes(unseen, by_context["log_z"], estimates["log_z"], len(w.evidence))
     if log_target_se is not None and log_target_se.any():
         moved = moved_by_potential(w, values, log_target_se)
         notes.append(widen_all(by_context, pooled, moved, estimates, level))
     return Summary(by_context, pooled, weights, pooled_weights, tuple(notes), grounds)
+
+
+def _unseen(
+    w: Weighted,
+    values: dict[str, np.ndarray],
+    estimates: dict[str, Moments],
+    log_bound: np.ndarray,
+    level: float,
+) -> Unseen:
+    """What a region that no proposal met may add. Exact draws say what they say of the target."""
+    evidence = w.evidence
+    assert evidence is not None
+    check_bound(evidence, log_bound)
+    signs = {"forward_kl": -1.0, "kl_target_prior": -1.0, "entropy_target": 1.0}
+    spread = np.ptp(np.where(w.log_weights > -INF, w.log_weights, w.log_weights.max(axis=0)), 0)
+    exact = (spread <= 1e-9) & (w.total_variation == 0) & (not w.same)
+
+    def at(share: float) -> dict[str, Reach]:
+        log_z, extra, grown = grow(evidence, log_bound, share)
+        high = np.minimum(log_z + grown, log_bound)
+        out = {"log_z": Reach(high, high)}
+        for name, x in values.items():
+            # Of a law the bound itself may be what is missed: log P - log q where it is q.
+            wide = x if name not in ("forward_kl", "kl_target_prior") else np.maximum(x, log_bound)
+            seen = moved_mean(x, w.log_weights, extra)
+            most = moved_mean(np.where(x == x.max(axis=0), wide, x), w.log_weights, extra)
+            mean = moved_mean(x, w.log_weights, np.full_like(extra, -INF))
+            ends = [np.where(exact, mean.low, end) for end in (seen.low, most.high)]
+            sign = signs.get(name, 0.0)
+            out[name] = Reach(*(end + sign * high if sign else end for end in ends))
+        return out
+
+    return reached(at, estimates, len(evidence), log_bound, level)
 
 
 def _notes(w: Weighted, grounds: Grounds, level: float, *, bounded: bool) -> list[str]:

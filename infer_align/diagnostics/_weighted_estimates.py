@@ -7,7 +7,7 @@ import numpy as np
 
 from infer_align._numerics import Array
 from infer_align._reliability import worth
-from infer_align.diagnostics._draws import numpy
+from infer_align.diagnostics._draws import numpy, per_context
 from infer_align.diagnostics._estimates import Moments
 from infer_align.diagnostics._summary import Grounds
 from infer_align.diagnostics._units import Units, added, by_number, each_alone, unit_moments
@@ -205,10 +205,6 @@ def checked(
             "features must be finite, log-densities and log-weights finite or -inf"
         )
     return values
-
-
-def per_context(value: float | np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return np.broadcast_to(np.asarray(value, dtype=np.float64), shape).reshape(-1)
 
 
 def _numbers(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from infer_align import diagnostics
+from infer_align.diagnostics._unseen import if_prior
 from infer_align.jax._batch import draw, weigh
 from infer_align.jax.numpyro import Program
 from infer_align.jax.numpyro import target as as_target
@@ -86,6 +87,7 @@ def assess(
 
     batch, values, log_target_se = scored(key, contexts)
     weighed = weigh(batch, declared.name)
+    drawn_from = weighed.weights.policy if proposal is None else weighed.weights.proposal
     return diagnostics.assess(
         weighed.weights,
         log_prior=weighed.log_prior,
@@ -94,4 +96,5 @@ def assess(
         contexts=labels,
         outcomes=batch.outcomes,
         level=level,
+        log_bound=if_prior(declared.log_bound, drawn_from, weighed.log_prior),
     )

@@ -9,7 +9,7 @@ so a ``.sum()`` in the program can only run over the outcome's own axes.
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -29,7 +29,13 @@ Moments = dict[str, tuple[Any, float]]
 """Of each moment: the feature's values, and the desired mean."""
 
 
-def target(program: Program | Target, *, name: str | None = None, context_ndim: int = 1) -> Target:
+def target(
+    program: Program | Target,
+    *,
+    name: str | None = None,
+    context_ndim: int = 1,
+    log_bound: Any = None,
+) -> Target:
     r"""Target declared by a NumPyro program: log P(y|x) is the sum of its sites' log-probs.
 
     Latent ``sample`` sites are the prior; factors and observed sites are the potential.
@@ -45,6 +51,9 @@ def target(program: Program | Target, *, name: str | None = None, context_ndim: 
     context_ndim : int
         Number of leading axes of every argument that index contexts. 0 passes the arguments on
         as they are: one context, without an axis.
+    log_bound : float or array of shape (*contexts), optional
+        The largest value of the sum of factors and observed sites, where it is known: the largest
+        reward over beta, 0 of constraints and likelihoods of discrete data. See `Target`.
 
     Returns
     -------
@@ -76,7 +85,7 @@ def target(program: Program | Target, *, name: str | None = None, context_ndim: 
     [-0.6931, 1.3069]
     """
     if isinstance(program, Target):
-        return program
+        return program if log_bound is None else replace(program, log_bound=log_bound)
     if not callable(program):
         raise TypeError(f"a target is a NumPyro program or a Target, got {type(program).__name__}")
     if context_ndim < 0:
@@ -90,7 +99,9 @@ def target(program: Program | Target, *, name: str | None = None, context_ndim: 
         return prior(*contexts).terms(y)
 
     takes_contexts = bool(inspect.signature(program).parameters)
-    return Target(prior if takes_contexts else prior(), Constrained(terms, label), label)
+    return Target(
+        prior if takes_contexts else prior(), Constrained(terms, label), label, log_bound=log_bound
+    )
 
 
 @dataclass(frozen=True)

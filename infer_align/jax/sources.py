@@ -94,6 +94,8 @@ class JaxSource:
                 f"target {target.name!r} has contexts of shape {self.shape} and its proposal of "
                 f"shape {tuple(self._distribution().batch_shape)}; give both the same contexts"
             )
+        is_prior = proposal is None or proposal is target.prior
+        self.log_bound: Any = target.log_bound if is_prior else None
         self._key, decisions = jax.random.split(key)
         seed = np.asarray(jax.random.bits(decisions, (4,), jnp.uint32))
         self.rng = np.random.default_rng(seed)

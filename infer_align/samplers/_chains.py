@@ -69,4 +69,5 @@ class Record:
             method=method,
             log_target_se=source.log_target_se(given),
             total_variation=total_variation,
+            log_bound=source.log_bound,
         )

@@ -63,6 +63,7 @@ def importance(source: Source, n: int) -> WeightedSample:
         calls=n,
         method="importance sampling",
         log_target_se=source.log_target_se(drawn.original),
+        log_bound=source.log_bound,
     )
 
 

@@ -45,8 +45,8 @@ def independence_metropolis(
         ``n * keep`` outcomes of equal weight, a chain a cluster; ``-inf`` for a chain that found
         no outcome with P > 0 (a warning is given). The evidence is log P/q of all proposals, which
         are independent draws of q whatever was accepted. ``method`` has the acceptance rate,
-        ``total_variation`` the bound above for the earliest kept states, at Ẑ and the largest w
-        that was met.
+        ``total_variation`` the bound above for the earliest kept states, at Ẑ and the source's
+        bound of w, or where none is known the largest w that was met.
 
     Examples
     --------
@@ -104,6 +104,9 @@ def _finished(
     cluster = np.broadcast_to(np.arange(n)[:, None], record.log_target[0].shape)
     method = f"{method}; {note}" if note else method
     largest = proposals.max(axis=0)
+    if source.log_bound is not None:  # of all weights there are, not of those met
+        bound = np.broadcast_to(np.asarray(source.log_bound, dtype=float), source.shape)
+        largest = np.maximum(largest, bound.reshape(-1))
     some = largest > -math.inf
     over = np.where(some, logmeanexp(proposals) - np.where(some, largest, 0.0), -math.inf)
     distance = (-np.expm1(over)) ** min(record.kept)

@@ -15,7 +15,7 @@ __all__ = ["quasi_rejection", "rejection"]
 
 
 def rejection(
-    source: Source, n: int, log_bound: Any = 0.0, *, max_calls: int = 1_000_000
+    source: Source, n: int, log_bound: Any = None, *, max_calls: int = 1_000_000
 ) -> WeightedSample:
     r"""Exact, independent draws of the target: accept y ~ q with probability P(y) / (M q(y)).
 
@@ -31,8 +31,8 @@ def rejection(
     n : int
         Draws in each context.
     log_bound : float or array of shape (*contexts)
-        log M. The default, 0, is the bound of a condition whose proposal is its prior; of a tilt
-        it is the largest reward over beta.
+        log M. The default is what the source knows (``Target.log_bound``), else 0, the bound of a
+        condition whose proposal is its prior; of a tilt it is the largest reward over beta.
     max_calls : int
         Most proposals per context. A context that has accepted fewer than n by then keeps what
         it has: the rest of its log-weights are ``-inf``, ``method`` says so, and a warning is
@@ -59,7 +59,8 @@ def rejection(
     >>> bool(sample.outcomes.min() == 1), abs(float(sample.log_z) - float(jnp.log(0.5))) < 0.1
     (True, True)
     """
-    bound = _per_context(log_bound, source, "log_bound")
+    known = 0.0 if source.log_bound is None else source.log_bound
+    bound = _per_context(known if log_bound is None else log_bound, source, "log_bound")
 
     def log_acceptance(log_weights: np.ndarray) -> np.ndarray:
         excess = log_weights - bound
@@ -146,6 +147,7 @@ def _sample(
         calls=got.calls,
         method=f"{method}; {note}" if note else method,
         log_target_se=source.log_target_se(outcomes),
+        log_bound=source.log_bound,
     )
 
 

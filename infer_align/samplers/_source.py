@@ -64,6 +64,8 @@ class Source(Protocol):
     """For the decisions of a sampler; the draws of the proposal follow it, too."""
     name: str
     """Of the target, for messages."""
+    log_bound: Any
+    """Largest log P/q there can be, a number or (*contexts), where it is known; else None."""
 
     def draw(self, n: int) -> Drawn:
         """n fresh outcomes per context, (n, *contexts)."""

@@ -315,7 +315,7 @@ def threshold(
         short = ULPS * precision(values) * abs(at_least) if slack is None else slack
         return indicator(values >= at_least - short)
 
-    return extend(base, accepts, f"threshold_{at_least:g}")
+    return extend(base, accepts, f"threshold_{at_least:g}", log_bound=0.0)
 
 
 def log_ratio(place: Place, n: float | int) -> Array:

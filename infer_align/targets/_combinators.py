@@ -16,7 +16,9 @@ from infer_align.targets._target import (
 )
 
 
-def tilt(base: Any, reward: LogPotential, beta: float | int) -> Target:
+def tilt(
+    base: Any, reward: LogPotential, beta: float | int, *, max_reward: float | int | None = None
+) -> Target:
     """Exponential tilt, P = base·exp(reward/beta): the KL-regularised posterior.
 
     It maximises E[reward] − beta·KL(π‖base) (Korbak et al. 2022, arXiv 2205.11275).
@@ -29,14 +31,23 @@ def tilt(base: Any, reward: LogPotential, beta: float | int) -> Target:
         ``(y, *contexts) -> (n, *contexts)``.
     beta : float
         Temperature, > 0, in the units of the reward.
+    max_reward : float, optional
+        The largest reward there is, if it is known (1 of a probability): `Target.log_bound`.
 
     Raises
     ------
     ValueError
-        If beta is not a positive finite number.
+        If beta is not a positive finite number, or max_reward is not finite.
     """
     check_beta(beta)
-    return extend(base, lambda y, *contexts: reward(y, *contexts) / beta, "tilt")
+    if max_reward is not None and not math.isfinite(max_reward):
+        raise ValueError(
+            f"max_reward is the largest reward there is, a finite number, got {max_reward}; leave "
+            "it out where none is known"
+        )
+    bound = None if max_reward is None else max_reward / beta
+    potential = lambda y, *contexts: reward(y, *contexts) / beta
+    return extend(base, potential, "tilt", log_bound=bound)
 
 
 def condition(base: Any, accepts: LogPotential) -> Target:
@@ -49,7 +60,8 @@ def condition(base: Any, accepts: LogPotential) -> Target:
     accepts : callable
         ``(y, *contexts) -> boolean (n, *contexts)``.
     """
-    return extend(base, lambda y, *contexts: indicator(accepts(y, *contexts)), "condition")
+    potential = lambda y, *contexts: indicator(accepts(y, *contexts))
+    return extend(base, potential, "condition", log_bound=0.0)
 
 
 def product(base: Any, *factors: Any) -> Target:
@@ -96,11 +108,18 @@ def _as_potential(factor: Any) -> LogPotential:
 
 
 def extend(
-    base: Any, potential: LogPotential, name: str, log_potential_se: LogPotential | None = None
+    base: Any,
+    potential: LogPotential,
+    name: str,
+    log_potential_se: LogPotential | None = None,
+    log_bound: Any = None,
 ) -> Target:
-    """A target with one more potential, which may be an estimate with a standard error."""
+    """A target with one more potential, which may be an estimate, or have a known bound."""
     if not isinstance(base, Target):
-        return Target(base, potential, name, (potential,), log_potential_se=log_potential_se)
+        return Target(
+            base, potential, name, (potential,), log_potential_se=log_potential_se,
+            log_bound=log_bound,
+        )  # fmt: skip
     check_provides(base, LOG_DENSITY, name)
 
     def both(y: Any, *contexts: Any) -> Array:
@@ -108,7 +127,13 @@ def extend(
 
     factors = (*(base.factors or (base.log_potential,)), potential)
     se = summed_se([(1.0, base.log_potential_se), (1.0, log_potential_se)])
-    return Target(base.prior, both, f"{name}({base.name})", factors, log_potential_se=se)
+    whole = None
+    if base.log_bound is not None and log_bound is not None:
+        whole = base.log_bound + log_bound
+    return Target(
+        base.prior, both, f"{name}({base.name})", factors, log_potential_se=se,
+        log_bound=whole,
+    )  # fmt: skip
 
 
 def summed_se(parts: Sequence[tuple[float, LogPotential | None]]) -> LogPotential | None:

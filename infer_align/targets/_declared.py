@@ -235,6 +235,7 @@ def with_multipliers(target: Target, multipliers: Mapping[str, float]) -> Target
         log_potential=solve(constrained_of(target)),
         factors=tuple(solve(f) for f in target.factors),
         provides=target.provides | LOG_DENSITY,
+        log_bound=None,  # of the potential without them
     )
 
 

@@ -102,7 +102,7 @@ def _constrain(base: Any, moments: tuple[Moment, ...], *, inner: bool) -> Target
 
     constrained = Constrained(terms, name)
     if inner:
-        return replace(base, log_potential=constrained, name=name, factors=())
+        return replace(base, log_potential=constrained, name=name, factors=(), log_bound=None)
     part = Constrained(lambda y, *contexts: (None, values(y, contexts)), name)
     extended = extend(base, part, "moment_match")
     spread = base.log_potential_se if isinstance(base, Target) else None

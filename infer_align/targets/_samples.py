@@ -208,7 +208,7 @@ def teacher(prior: Any, *, name: str = "teacher") -> Target:
 
     more = frozenset(getattr(prior, "provides", ()))
     provides = frozenset({"log_density", "samples"}) | more
-    return Target(prior, zero, name, (zero,), log_z=0.0, provides=provides)
+    return Target(prior, zero, name, (zero,), log_z=0.0, provides=provides, log_bound=0.0)
 
 
 def _weights_of(outcomes: Any, weights: Any) -> np.ndarray:

@@ -42,6 +42,10 @@ class Target:
     log_potential_se : callable, optional
         ``(y, *contexts) -> (n, *contexts)``: standard error of an estimated potential (best-of-n
         from sampled rewards). None: the potential is exact.
+    log_bound : float or array of shape (*contexts), optional
+        The largest log-potential there is, where it is known: 0 of a condition, the largest reward
+        over beta of a tilt. Of draws of the prior it bounds log P/q, and so what they have missed
+        of Z (`diagnostics.assess`).
     provides : frozenset of str
         What it can give: ``"log_density"`` (up to Z), ``"samples"``, ``"next_token"``.
 
@@ -61,6 +65,7 @@ class Target:
     log_z: Any = None
     log_potential_se: LogPotential | None = None
     provides: frozenset[str] = LOG_DENSITY
+    log_bound: Any = None
 
     def __post_init__(self) -> None:
         for name in ("log_potential", "log_potential_se"):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from infer_align import diagnostics
+from infer_align.diagnostics._unseen import if_prior
 from infer_align.estimators import LogWeights
 from infer_align.targets import Target, add_potential, check_provides
 from infer_align.torch.contexts import bind
@@ -34,6 +35,8 @@ class Draws(NamedTuple):
     features: dict[str, Tensor]
     sample_score_difference: float
     log_potential_se: Tensor | None = None
+    log_bound: Any = None
+    """Largest log P/q there can be, where the draws are of the target's prior and it is known."""
 
     def assess(self, *, contexts: Sequence[str] | None = None) -> "xarray.DataTree":
         """These draws as an assessed ArviZ tree.
@@ -51,6 +54,7 @@ class Draws(NamedTuple):
             contexts=contexts,
             outcomes=self.outcomes,
             max_sample_score_difference=self.sample_score_difference,
+            log_bound=self.log_bound,
         )
 
 
@@ -142,6 +146,7 @@ def collect(
         {k.removeprefix("feature "): v for k, v in all_.items() if k.startswith("feature ")},
         gap,
         all_.get("potential_se"),
+        if_prior(bound.log_bound, all_["drawn"], all_["prior"]),
     )
 
 

@@ -7,7 +7,7 @@ log-probability must have shape exactly ``(n, *contexts)``. Its arguments are th
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,12 @@ NO_LATENT_SITE = (
 )
 
 
-def target(program: Program | Target, *, name: str | None = None) -> Target:
+def target(
+    program: Program | Target,
+    *,
+    name: str | None = None,
+    log_bound: Any = None,
+) -> Target:
     r"""Target declared by a Pyro program: log P(y|x) is the sum of its sites' log-probs.
 
     Parameters
@@ -41,6 +46,9 @@ def target(program: Program | Target, *, name: str | None = None) -> Target:
         dict from site to value. A `Target` passes through.
     name : str, optional
         Default: the program's name.
+    log_bound : float or array of shape (*contexts), optional
+        The largest value of the sum of factors and observed sites, where it is known: the largest
+        reward over beta, 0 of constraints and likelihoods of discrete data. See `Target`.
 
     Returns
     -------
@@ -70,12 +78,12 @@ def target(program: Program | Target, *, name: str | None = None) -> Target:
     tensor([-0.6931,  1.3069])
     """
     if isinstance(program, Target):
-        return program
+        return program if log_bound is None else replace(program, log_bound=log_bound)
     if not callable(program):
         raise TypeError(f"a target is a Pyro program or a Target, got {type(program).__name__}")
     label = name or getattr(program, "__name__", "program")
     view = _ProgramView(program, label)
-    return Target(view.prior, Constrained(view.terms, label), label)
+    return Target(view.prior, Constrained(view.terms, label), label, log_bound=log_bound)
 
 
 def context_names(program: Program) -> list[str]:

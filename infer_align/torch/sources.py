@@ -99,6 +99,8 @@ class TorchSource:
                 f"target {target.name!r} has contexts of shape {self.shape} and its proposal of "
                 f"shape {tuple(self._distribution.batch_shape)}; give both the same contexts"
             )
+        is_prior = proposal is None or proposal is target.prior
+        self.log_bound: Any = target.log_bound if is_prior else None
         self.rng = np.random.default_rng([seed, 1])
         self._generator = torch.Generator().manual_seed(seed)
 
