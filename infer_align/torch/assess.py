@@ -138,16 +138,11 @@ def collect(
         proposal=None if proposal is None else all_["drawn"],
         context=contexts.ids(every),
     )
+    named = {k.removeprefix("feature "): v for k, v in all_.items() if k.startswith("feature ")}
     return Draws(
-        _joined(drawn),
-        weights,
-        all_["prior"],
-        all_["potential"],
-        {k.removeprefix("feature "): v for k, v in all_.items() if k.startswith("feature ")},
-        gap,
-        all_.get("potential_se"),
-        if_prior(bound.log_bound, all_["drawn"], all_["prior"]),
-    )
+        _joined(drawn), weights, all_["prior"], all_["potential"], named, gap,
+        all_.get("potential_se"), if_prior(bound.log_bound, all_["drawn"], all_["prior"]),
+    )  # fmt: skip
 
 
 def _joined(parts: Sequence[Any]) -> Any:
