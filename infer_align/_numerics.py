@@ -63,6 +63,29 @@ def logsumexp(x: Array, *, axis: int = 0, keepdims: bool = False) -> Array:
     return out if keepdims else xp.squeeze(out, axis=axis)
 
 
+def greatest(x: Array, *, axis: int = 0, keepdims: bool = False) -> Array:
+    """Largest finite entry along an axis, 0 where there is none: what to subtract before ``exp``.
+
+    Exponentials of numbers with a common offset have lost its digits; their sums miss one by as
+    much, and a mean of offset numbers under them is off by the square of the offset, times 1e-16.
+    """
+    xp = namespace(x)
+    top = xp.max(xp.where(xp.isfinite(x), x, -math.inf), axis=axis, keepdims=keepdims)
+    return xp.where(xp.isfinite(top), top, xp.zeros_like(top))
+
+
+def normalised(log_density: Array) -> tuple[Array, Array]:
+    """Log-probabilities over axis 0 and log Z, whatever offset the densities share.
+
+    Log Z is ``-inf``, and the first ``-inf``, where all entries are.
+    """
+    top = greatest(log_density)
+    centred = log_density - top
+    rest = logsumexp(centred, axis=0)
+    xp = namespace(rest)
+    return centred - xp.where(rest > -math.inf, rest, 0.0), top + rest
+
+
 def logmeanexp(x: Array, *, axis: int = 0, keepdims: bool = False) -> Array:
     """``log mean exp(x)`` along an axis."""
     return logsumexp(x, axis=axis, keepdims=keepdims) - math.log(x.shape[axis])

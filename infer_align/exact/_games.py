@@ -80,8 +80,9 @@ def nash(
     inside = prior > -math.inf
     game, start = table[np.ix_(inside, inside)], prior[inside]
     wins = np.full(len(start), 0.5)
-    # From a price at which the prior is nearly right, by factors of √2.
-    for step in np.geomspace(max(1.0, price), price, 1 + max(0, round(-2 * math.log2(price)))):
+    # From a price at which the prior is nearly right, by factors of at most √2, to the price.
+    steps = max(0, math.ceil(-2 * math.log2(price)))
+    for step in np.append(np.geomspace(max(1.0, price), price, 1 + steps)[:-1], price):
         wins = step * _newton(game, start, step, wins / step)
     log_policy = np.full(len(prior), -math.inf)
     log_policy[inside] = _normalised(start + wins / price)

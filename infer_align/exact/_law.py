@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from infer_align import _ties
 from infer_align._numerics import (
     Array,
     concrete,
@@ -23,6 +24,8 @@ from infer_align.exact._listing import Levels
 
 LevelMean = Callable[[Array], Array]
 
+OFFSET = 0.1
+"""Rewards whose range is a smaller share of the largest have an offset in common."""
 FLOATS_DO = 1e4
 """θ·reward up to which the rounding of rewards moves no tilt: 1e-16 of it."""
 
@@ -212,6 +215,9 @@ class RewardLaw:
 
     def _centred(self, theta: Any) -> tuple[Any, Array]:
         """A reward, and all rewards minus it; near the tilt's mass if rounding would show there."""
+        span = self._span
+        if span is not None and span[1] - span[0] < OFFSET * max(map(abs, span)):
+            return self.rewards[-1], self.above(-1)
         if not isinstance(self.log_prob, np.ndarray) or not isinstance(theta, int | float):
             return 0.0, self.rewards
         if abs(theta) * max(abs(self.rewards[0]), abs(self.rewards[-1])) < FLOATS_DO:
@@ -268,10 +274,56 @@ class RewardLaw:
         log_tilt = self.log_prob + theta * (rewards - mean)
         return log_tilt - logsumexp(log_tilt, axis=0)
 
+    @cached_property
+    def _span(self) -> tuple[float, float] | None:
+        """The lowest and the highest level; None where they are not known while tracing."""
+        known = concrete(self.rewards)
+        return None if known is None else (float(known[0]), float(known[-1]))
+
     @property
     def reward_range(self) -> tuple[float, float]:
         """The lowest and the highest level."""
         return float(self.rewards[0]), float(self.rewards[-1])
+
+    def at_least(self, reward: float | int) -> int:
+        """Index of the first level that reaches a reward, L if none does.
+
+        A level within 16 units in the last place of the largest reaches it: 3·0.2 is 0.6.
+
+        Parameters
+        ----------
+        reward : float
+            Total over the sequence.
+        """
+        levels = np.asarray(concrete(self.rewards))
+        found = _ties.nearest(levels, reward)
+        return found if found >= 0 else int(np.searchsorted(levels, reward))
+
+    def log_tail(self, reward: float | int) -> Any:
+        """log P(reward >= a threshold) under the prior, summed over the levels that reach it.
+
+        Parameters
+        ----------
+        reward : float
+            Total over the sequence.
+
+        Returns
+        -------
+        float
+            −inf where no level reaches it.
+
+        Examples
+        --------
+        >>> from infer_align.exact import reward_law
+        >>> round(float(reward_law([0.5, 0.3, 0.2], [0, 1, 2], 200).log_tail(200)), 4)
+        -16.3867
+        """
+        first = self.at_least(reward)
+        if first == 0:
+            return 0.0 * self.log_prob[0]
+        if first == len(self):
+            return -math.inf
+        return self.log_above[first - 1]
 
     @property
     def kl_limits(self) -> tuple[float, float]:

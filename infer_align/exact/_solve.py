@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from infer_align._numerics import Array, logsumexp, namespace
+from infer_align._numerics import Array, greatest, logsumexp, namespace, normalised
 from infer_align.exact._automaton import Automaton
 from infer_align.exact._messages import Messages, solve_chain
 from infer_align.exact._probe import Terms, pair_terms, position_terms, shown
@@ -263,11 +263,11 @@ def _types(problem: Problem) -> Answer:
     missing = each @ xp.astype(~occurs, log_p.dtype) > 0
     log_prior = ways + each @ xp.where(occurs, log_p[0], 0.0)  # 0 · log 0 is 0
     log_density = xp.where(missing, -math.inf, log_prior + potential)
-    log_z = _finite(logsumexp(log_density, axis=0), problem)
-    law = log_density - log_z
-    expected, log_each = _mean(law, potential), _mean(law, law - ways)
+    law, log_z = normalised(log_density)
+    log_z, offset = _finite(log_z, problem), greatest(potential)
+    expected, log_each = _mean(law, potential - offset), _mean(law, law - ways)
     return Answer(
-        log_z, -log_each, expected, expected - log_z, "types",
+        log_z, -log_each, expected + offset, expected - (log_z - offset), "types",
         f"{len(counts):,} count vectors; the potential was the same for a permutation of each",
         _log_prob(problem.target, problem.contexts, log_z), law, counts=counts,
     )  # fmt: skip
@@ -282,14 +282,15 @@ def _letters(problem: Problem) -> Answer:
     if entries > 10 * MAX_ENTRIES:
         raise Unfit(f"{entries:,} tokens to read the terms off (at most {10 * MAX_ENTRIES:,})")
     terms = position_terms(problem)
-    log_density = model.log_tokens + terms.first
-    log_each = logsumexp(log_density, axis=1)
-    xp = namespace(log_density)
-    log_z = _finite(xp.sum(log_each), problem)
-    law = log_density - log_each[:, None]
-    expected = _mean(law, terms.first)
+    xp, offset = namespace(terms.first), greatest(terms.first, axis=1)
+    centred = terms.first - offset[:, None]
+    log_each = logsumexp(model.log_tokens + centred, axis=1)
+    log_rest = _finite(xp.sum(log_each), problem)
+    law = model.log_tokens + centred - log_each[:, None]
+    expected, total = _mean(law, centred), xp.sum(offset)
+    log_z = log_rest + total
     return Answer(
-        log_z, -_mean(law, law), expected, expected - log_z, "letters",
+        log_z, -_mean(law, law), expected + total, expected - log_rest, "letters",
         f"independent tokens; the potential was a sum over positions on {terms.checked} sequences",
         _log_prob(problem.target, problem.contexts, log_z), law,
     )  # fmt: skip
@@ -311,17 +312,21 @@ def _messages(problem: Problem) -> Answer:
     )
     for automaton in problem.automata:
         weights, tokens = _times(weights, tokens, automaton)
+    xp, at_first = namespace(weights.first), greatest(weights.first)
+    flat = xp.reshape(weights.edges, (m - 1, len(tokens) ** 2))
+    at_edges = greatest(flat, axis=1) if m > 1 else flat[:, 0]
+    first, edges = weights.first - at_first, weights.edges - at_edges[:, None, None]
     solved: Messages = solve_chain(
-        weights.log_first + weights.first, weights.log_edges + weights.edges, weights.last, m
+        weights.log_first + first, weights.log_edges + edges, weights.last, m
     )
-    log_z = _finite(solved.log_z, problem)
-    expected = solved.expectation(weights.first, weights.edges)
+    log_rest, total = _finite(solved.log_z, problem), at_first + xp.sum(at_edges)
+    expected, log_z = solved.expectation(first, edges), log_rest + total
     entropy = None
     if model.log_emission is None:
         log_prior = solved.expectation(weights.log_first, weights.log_edges)
-        entropy = log_z - expected - log_prior
+        entropy = log_rest - expected - log_prior
     return Answer(
-        log_z, entropy, expected, expected - log_z, "messages",
+        log_z, entropy, expected + total, expected - log_rest, "messages",
         f"{m} positions, {len(tokens)} states; the potential was a sum over neighbouring pairs on "
         f"{terms.checked} sequences",
         _log_prob(problem.target, problem.contexts, log_z),

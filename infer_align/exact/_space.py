@@ -8,7 +8,7 @@ import numpy as np
 from array_api_compat import is_array_api_obj
 from jaxtyping import Float
 
-from infer_align._numerics import Array, concrete, logsumexp, namespace
+from infer_align._numerics import Array, concrete, greatest, logsumexp, namespace, normalised
 from infer_align.divergences import FDivergence
 from infer_align.exact._outcomes import all_sequences, check_distinct, positions
 
@@ -224,8 +224,7 @@ class Space:
         ValueError
             If the target accepts no outcome of a context.
         """
-        log_density = self.log_density(target, *contexts)
-        log_z = logsumexp(log_density, axis=0)
+        log_prob, log_z = normalised(self.log_density(target, *contexts))
         xp = namespace(log_z)
         empty = int(xp.sum(xp.astype(log_z == -math.inf, xp.int32)))
         if empty:
@@ -234,7 +233,7 @@ class Space:
                 f"{math.prod(log_z.shape)} contexts, so it has no distribution there; relax "
                 "its constraint"
             )
-        return log_density - log_z
+        return log_prob
 
     def expectation(self, values: Array, log_prob: Float[Any, "n *contexts"]) -> Array:
         """Exact expectation Σ exp(log_prob)·values; outcomes of probability 0 do not count.
@@ -330,13 +329,14 @@ class Space:
         log_prob = self.log_target(log_density)
         log_z = logsumexp(log_density, axis=0)
         potential = self.log_potential(target, *contexts)
-        expected = self.expectation(potential, log_prob)
+        offset = greatest(potential)
+        expected = self.expectation(potential - offset, log_prob)
         return Solution(
             log_z=log_z,
             log_prob=log_prob,
             entropy=-self.expectation(log_prob, log_prob),
-            expected_log_potential=expected,
-            kl_to_prior=expected - log_z,
+            expected_log_potential=expected + offset,
+            kl_to_prior=expected - (log_z - offset),
         )
 
     def _of_target(self, target: Any, method: str, contexts: tuple[Any, ...]) -> Array:

@@ -12,10 +12,12 @@ reward and their KL per token, not their large deviations (Yang et al. 2024, arX
 """
 
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from infer_align import _ties
 from infer_align._numerics import logsumexp, namespace
 from infer_align.divergences import reverse_kl
 from infer_align.exact._law import RewardLaw
@@ -33,7 +35,12 @@ __all__ = [
     "scaled_cumulant_of_best_of_n",
 ]
 
+EPS = 2.0**-52
 EULER = 0.57721566490153286061
+ECHO = 0.1
+"""Relative error of a tail from which on `bahadur_rao` warns."""
+MOST = 50_000_000
+"""Frequencies times letters that are looked at."""
 FINE = 1e-4
 """A lattice of steps below this share of β is none, to 1e-9."""
 
@@ -193,8 +200,14 @@ def bahadur_rao(law: RewardLaw, reward: float | int, length: int) -> float:
     .. math:: P ≈ \frac{e^{-m I_0(x)}}{θ\sqrt{2πm Λ''(θ)}}, \qquad Λ'(θ) = x;
               \quad \text{on a lattice of step } d: \frac1θ \to \frac{d}{1 - e^{-θd}}
 
-    Bahadur and Rao 1960. On a lattice m·x is moved up to the next level. The relative error is of
-    order 1/m; `reward_law` has the exact law.
+    Bahadur and Rao 1960. On a lattice m·x is moved up to the next level.
+
+    The relative error is of order 1/m once m tokens resolve the step of the lattice: where the
+    tilted letter's characteristic function ψ has |ψ(ω)|^m small at all frequencies up to π/d but
+    those about 0. Rewards 0, 1, 1.001 have a step of 0.001, but look like the lattice 0, 1 until m
+    is about 10⁶: there the logarithm is off by up to ±0.8. Without a lattice (0, 1, √2) the error
+    falls like 1/√m only, for the same reason. What these echoes contribute is estimated, and warned
+    of beyond 10%. The exact tail is ``reward_law(probs, rewards, m).log_tail(m * x)``.
 
     Parameters
     ----------
@@ -210,13 +223,17 @@ def bahadur_rao(law: RewardLaw, reward: float | int, length: int) -> float:
     ValueError
         If x is not between the mean and the greatest reward.
 
+    Warns
+    -----
+    UserWarning
+        If m tokens do not resolve the step of the rewards.
+
     Examples
     --------
     >>> from infer_align.exact import reward_law
     >>> from infer_align.exact.asymptotics import bahadur_rao
     >>> letter, law = (reward_law([0.5, 0.3, 0.2], [0, 1, 2], m) for m in (1, 200))
-    >>> exact = law.log_above[law.keys == 199][0]
-    >>> round(bahadur_rao(letter, 1.0, 200), 4), round(float(exact), 4)
+    >>> round(bahadur_rao(letter, 1.0, 200), 4), round(float(law.log_tail(200)), 4)
     (-16.3598, -16.3867)
     """
     low, high = law.reward_range
@@ -227,18 +244,54 @@ def bahadur_rao(law: RewardLaw, reward: float | int, length: int) -> float:
             f"{high:.6g}, got {reward}"
         )
     if law.step is not None:
-        levels = math.ceil((reward - low) * length / law.step - 1e-9)
+        rounding = _ties.ULPS * EPS * max(abs(low), abs(high)) / law.step
+        levels = math.ceil((reward - low) * length / law.step - max(1e-9, rounding * length))
         reward = low + levels * law.step / length
         if reward >= high:
             return length * float(law.log_prob[-1])
     theta = 1 / beta_for_reward(law, reward)
     variance = float(law.cumulants(theta)[2])
+    if (echo := _echo(law, theta, variance, length)) > ECHO:
+        warnings.warn(
+            f"the tail of {length} tokens may be off by up to {echo:.0%} of itself: so few do not "
+            "resolve the rewards' "
+            f"{'differences' if law.step is None else f'step of {law.step:.3g}'}; take the exact "
+            "tail, reward_law(probs, rewards, length).log_tail(length * reward)",
+            stacklevel=2,
+        )
     scale = 1 / theta if law.step is None else law.step / -math.expm1(-theta * law.step)
     return (
         -length * rate(law, reward)
         + math.log(scale)
         - 0.5 * math.log(2 * math.pi * length * variance)
     )
+
+
+def _echo(law: RewardLaw, theta: float, variance: float, length: int) -> float:
+    """The most that frequencies away from 0 contribute to the tail, relative to those about 0.
+
+    The tail is the integral of ψ(ω)^m over its kernel, 1/(θ + iω) or that of the lattice. Beyond
+    100 θ the kernel leaves less than 1% of any.
+    """
+    known = law.known()
+    width = 1 / math.sqrt(length * variance)
+    low, high = 5 * width, 100 * theta
+    if law.step is not None:
+        high = min(high, math.pi / law.step)
+    if low >= high:
+        return 0.0
+    q, rewards = np.exp(known.tilt(1 / theta)), known.above(-1).astype(float)
+    points = min(math.ceil((high - low) / (0.3 * width)), 1 + MOST // len(known))
+    grid, total = np.linspace(low, high, points), 0.0
+    for omega in np.array_split(grid, 1 + points * len(known) // 10**6):
+        size = np.abs(np.exp(1j * np.multiply.outer(omega, rewards)) @ q)
+        if law.step is None:
+            kernel = theta / np.abs(theta + 1j * omega)
+        else:
+            at_zero, decay = -math.expm1(-theta * law.step), np.exp(-1j * omega * law.step)
+            kernel = at_zero / np.abs(1 - math.exp(-theta * law.step) * decay)
+        total += float((np.minimum(size, 1.0) ** length * kernel).sum())
+    return 2 * total * (high - low) / points / (math.sqrt(2 * math.pi) * width)
 
 
 class BestOfNLimit(NamedTuple):
@@ -338,5 +391,8 @@ def log_kl_exponent(family: Any, kl: float | int) -> float:
         raise ValueError(
             f"the exponent holds for budgets strictly between 0 and {family.kl_max:.6g}, got {kl}"
         )
+    if isinstance(family, RewardLaw):  # Σ √(prior·tilt), which knows no offset of the reward
+        family = family.known()
+        return float(kl + 2 * logsumexp((family.log_prob + family.tilt(beta)) / 2, axis=0))
     half, whole = (family.cumulants(theta)[0] for theta in (0.5 / beta, 1 / beta))
     return float(kl + 2 * half - whole)

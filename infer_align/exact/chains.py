@@ -224,7 +224,8 @@ class Chain:
         theta = 0.0 if isinstance(beta, float) and math.isinf(beta) else 1 / check_beta(beta)
         first, edges, last = self._logs()
         xp = namespace(first, edges)
-        edge_rewards, first_rewards = (xp.asarray(x) for x in self._values)
+        edge_top, first_top = (float(x.max()) for x in self._values)
+        edge_rewards, first_rewards = (xp.asarray(x - x.max()) for x in self._values)
         messages: Messages = solve_chain(
             first + theta * first_rewards, edges + theta * edge_rewards, last, self.length
         )
@@ -232,10 +233,13 @@ class Chain:
         if known is not None and known == -math.inf:
             raise ValueError("the chain accepts no sequence of this length, so it has no law")
         reward = messages.expectation(first_rewards, edge_rewards)
+        offset = first_top + (self.length - 1) * edge_top
+        ahead = xp.asarray(edge_top * np.arange(self.length - 1.0, -1.0, -1.0)[:, None])
+        backward = messages.log_backward
         return ChainSolution(
-            messages.log_z, reward, theta * reward - messages.log_z, messages.log_initial,
-            messages.log_kernels, messages.log_backward / theta if theta else messages.log_backward,
-            messages.log_marginals(),
+            messages.log_z + theta * offset, reward + offset, theta * reward - messages.log_z,
+            messages.log_initial, messages.log_kernels,
+            backward / theta + ahead if theta else backward, messages.log_marginals(),
         )  # fmt: skip
 
     @property

@@ -38,6 +38,9 @@ __all__ = [
     "small_kl_form",
 ]
 
+PER_DECADE = 80
+"""Tilts that are tried, by factors of 1.03."""
+
 Form = Callable[[Any, float, float], Any]
 
 
@@ -143,6 +146,8 @@ def peak(law: RewardLaw, gold: Any) -> Peak | None:
     0.669278
     """
     law = law.known()
+    if len(law) == 1:
+        return None
     means = law.level_mean(gold)
     rounding = 1e-13 * float(np.abs(means).max())
 
@@ -154,8 +159,12 @@ def peak(law: RewardLaw, gold: Any) -> Peak | None:
         return value if abs(value) > rounding * sd else 0.0
 
     spread = math.sqrt(float(law.cumulants(0.0)[2]))
-    # Beyond 1e4 standard deviations of the prior's reward the tilt sits on the highest level.
-    grid = np.concatenate([[0.0], np.geomspace(1e-3, 1e4, 561)]) / spread
+    # To where the tilt sits on the highest level, exp(−40) of it apart.
+    behind = -float(law.above(-1)[-2])
+    start = 1e-3 / spread
+    end = max(1e4 / spread, (40 + float(law.log_prob.max() - law.log_prob[-1])) / behind)
+    nodes = 1 + math.ceil(PER_DECADE * math.log10(end / start))
+    grid = np.concatenate([[0.0], np.geomspace(start, end, nodes)])
     for low, high in pairwise(grid.tolist()):
         if slope(high) < 0:
             top = root(slope, low, high) if slope(low) > 0 else low

@@ -21,6 +21,9 @@ from infer_align.exact._roots import root
 
 __all__ = ["Optimum", "optimum", "optimum_for_budget"]
 
+SMALLEST = -600.0
+"""Least log β that is tried."""
+
 
 class Optimum(NamedTuple):
     """A regularised optimum; totals over the sequence."""
@@ -98,7 +101,7 @@ def optimum_for_budget(law: RewardLaw, divergence: FDivergence, budget: float | 
     Raises
     ------
     ValueError
-        If the budget is negative or not a number.
+        If the budget is negative or not a number, or so large that beta is below the floats.
 
     Examples
     --------
@@ -114,7 +117,8 @@ def optimum_for_budget(law: RewardLaw, divergence: FDivergence, budget: float | 
         raise ValueError(f"a budget is a divergence >= 0, got {budget}")
     law = law.known()
     top = law.tilt(0.0)
-    if budget >= float(divergence(top, law.log_prob)):
+    most = float(divergence(top, law.log_prob))
+    if budget >= most:
         return _summary(law, divergence, 0.0, top)
     if budget == 0:
         return _summary(law, divergence, math.inf, law.log_prob)
@@ -124,10 +128,18 @@ def optimum_for_budget(law: RewardLaw, divergence: FDivergence, budget: float | 
         divergence(law.log_prob + _log_ratio(law, divergence, math.exp(log_beta)), law.log_prob)
     )
     low = high = math.log(float(law.above(0)[-1]))
+    step = 1.0
     while spent(low) < budget:
-        low -= 1.0
-    while spent(high) > budget:
-        high += 1.0
+        low, step = low - step, 2 * step
+        if low < SMALLEST:
+            raise ValueError(
+                f"a {divergence.name} of {budget:.6g} takes a beta below {math.exp(SMALLEST):.1g}, "
+                f"beyond the floats: the highest level alone, a divergence of {most:.6g}, is then "
+                "the optimum to rounding, law.tilt(0)"
+            )
+    step = 1.0
+    while spent(high) > budget and high < -SMALLEST:
+        high, step = high + step, 2 * step
     log_beta = root(lambda x: spent(x) - budget, low, high, absolute=1e-14)
     return optimum(law, divergence, math.exp(log_beta))
 

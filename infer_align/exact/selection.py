@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from infer_align import _ties
 from infer_align._numerics import (
     Array,
     concrete,
@@ -349,11 +348,8 @@ def threshold(law: RewardLaw, reward: float | int) -> Float[Any, " levels"]:
     ValueError
         If no level reaches the threshold.
     """
-    levels = np.asarray(concrete(law.rewards))
-    lowest = _ties.nearest(levels, reward)
-    if lowest < 0:
-        lowest = int(np.searchsorted(levels, reward))
-    if lowest == len(levels) or math.isnan(reward):
+    lowest = law.at_least(reward)
+    if lowest == len(law):
         raise ValueError(
             f"no outcome reaches a reward of {reward}: the highest level is "
             f"{law.reward_range[1]:.6g}"
@@ -393,12 +389,11 @@ def sampling_costs(law: RewardLaw, beta: Any) -> Costs:
     >>> [round(float(x), 4) for x in sampling_costs(reward_law([0.5, 0.3, 0.2], [0, 1, 2]), 1.0)]
     [0.3228, 0.5583, 0.9728]
     """
-    theta = 1 / check_beta(beta)
-    log_z = law.cumulants(theta)[0]
+    tilt = law.tilt(check_beta(beta))
     return Costs(
-        law.kl_of_tilt(theta),
-        law.cumulants(2 * theta)[0] - 2 * log_z,
-        law.tilt(beta)[-1] - law.log_prob[-1],
+        law.kl_of_tilt(1 / beta),
+        logsumexp(2 * tilt - law.log_prob, axis=0),
+        tilt[-1] - law.log_prob[-1],
     )
 
 

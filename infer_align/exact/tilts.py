@@ -33,6 +33,10 @@ __all__ = [
 ]
 
 
+TINY = 1e-24
+"""KLs of which the first term of their series has 12 digits."""
+
+
 class Family(Protocol):
     """Tilts of a reward by inverse temperature θ: a `RewardLaw`, or the rate of a Markov model."""
 
@@ -124,7 +128,10 @@ def beta_for_kl(family: Any, kl: float | int) -> Any:
         return math.inf
     if kl >= plain.kl_max:
         return 0.0
-    theta = _root(plain.kl_of_tilt, float(kl), 1.0)
+    if kl < TINY:  # where KL = θ²Λ''/2, and rounding hides it
+        theta = math.sqrt(2 * float(kl) / float(plain.cumulants(0.0)[2]))
+    else:
+        theta = _root(plain.kl_of_tilt, float(kl), 1.0)
     if math.isinf(theta):
         return 0.0
     return _with_gradient(

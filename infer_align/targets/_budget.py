@@ -8,6 +8,7 @@ import numpy as np
 from array_api_compat import is_array_api_obj
 
 from infer_align._numerics import as_real, concrete, own
+from infer_align.divergences import reverse_kl
 from infer_align.targets._combinators import tilt
 from infer_align.targets._dual import Points, tilted
 from infer_align.targets._moment_fit import (
@@ -114,7 +115,7 @@ def kl_budget(
     terms, reward_mean, variance = _state(points, theta)
     log_mass, _ = tilted(points, np.array([theta]))
     p, w = np.exp(log_mass), np.exp(points.log_mass)
-    values = points.features[..., 0]
+    values = points.features[..., 0]  # less their mean under the base
     rise = p * (values - reward_mean)  # influence of Λ'(θ); that of Λ(θ) is p − w
     influence = np.stack([theta * rise - (p - w), rise], axis=-1)
     influence = influence * points.context_mass[:, None]
@@ -132,7 +133,7 @@ def kl_budget(
     notes += bias_notes(influence[..., 1:], p, np.diag(covariance)[1:])
     return Budget(
         tilt(base, reward, 1 / theta), 1 / theta, se / slope / theta**2,
-        float(points.context_mass @ terms), se, float(points.context_mass @ reward_mean),
+        float(points.context_mass @ terms), se, _reward(points, reward_mean),
         ess.reshape(log_weights.shape[1:]), pooled, not notes, tuple(notes),
     )  # fmt: skip
 
@@ -154,7 +155,7 @@ def exact_budget(
     spent, mean, _ = _state(points, theta)
     return Budget(
         tilt(base, reward, 1 / theta), 1 / theta, 0.0, float(points.context_mass @ spent), 0.0,
-        float(points.context_mass @ mean), np.full(log_density.shape[1:], math.inf), math.inf,
+        _reward(points, mean), np.full(log_density.shape[1:], math.inf), math.inf,
         reliable=True, notes=(),
     )  # fmt: skip
 
@@ -190,12 +191,18 @@ def reward_points(
     return as_points(name, sampled, context_weights, what)
 
 
+def _reward(points: Points, means: np.ndarray) -> float:
+    """Mean reward over contexts, from the means without their offsets."""
+    return float(points.context_mass @ means + points.mean_offset[0])
+
+
 def _state(points: Points, theta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """KL, mean and variance of the reward under the tilt, (C,) each."""
-    log_mass, log_z = tilted(points, np.array([theta]))
+    log_mass, _ = tilted(points, np.array([theta]))
     p, values = np.exp(log_mass), points.features[..., 0]
     mean = (p * values).sum(axis=0)
-    return theta * mean - log_z, mean, (p * (values - mean) ** 2).sum(axis=0)
+    spent = reverse_kl(log_mass, points.log_mass)
+    return np.asarray(spent), mean, (p * (values - mean) ** 2).sum(axis=0)
 
 
 def inverse_temperature(points: Points, kl: float, what: str) -> float:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from infer_align._numerics import normalised
+
 FAR = 15.0
 """|λ_k| times the range of φ_k from where on the mean may be out of reach, and is checked."""
 FARTHEST = 200.0
@@ -24,9 +26,16 @@ class Points(NamedTuple):
     log_mass: np.ndarray
     """(n, C): normalised in each context, -inf for what the base rejects."""
     features: np.ndarray
-    """(n, C, K): 0 where rejected."""
+    """(n, C, K): less their offsets; 0 where rejected."""
     context_mass: np.ndarray
     """(C,): a, summing to one."""
+    offset: np.ndarray
+    """(C, K): mean of each feature under the base."""
+
+    @property
+    def mean_offset(self) -> np.ndarray:
+        """Of the average over contexts, (K,): what a mean of the features is above that here."""
+        return self.context_mass @ self.offset
 
 
 class Solved(NamedTuple):
@@ -37,9 +46,9 @@ class Solved(NamedTuple):
     log_mass: np.ndarray
     """(n, C): log p_λ of the outcomes, normalised."""
     log_z: np.ndarray
-    """(C,): log Z_λ of the normalised base."""
+    """(C,): log Z_λ of the normalised base, of the features without their offsets."""
     moments: np.ndarray
-    """(K,)"""
+    """(K,): of the features without their offsets."""
     hessian: np.ndarray
     """(K, K): mean covariance within contexts."""
     iterations: int
@@ -49,10 +58,7 @@ class Solved(NamedTuple):
 
 def tilted(points: Points, multipliers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Log-masses (n, C) under p_λ, and log Z_λ (C,)."""
-    log_mass = points.log_mass + points.features @ multipliers
-    top = log_mass.max(axis=0)
-    log_z = top + np.log(np.exp(log_mass - top).sum(axis=0))
-    return log_mass - log_z, log_z
+    return normalised(points.log_mass + points.features @ multipliers)
 
 
 def free_directions(points: Points) -> np.ndarray:

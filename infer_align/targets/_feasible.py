@@ -11,6 +11,7 @@ import numpy as np
 
 from infer_align.targets._dual import Points
 
+EPS = 2.0**-52
 INSIDE = 1e-8
 """Least mass of an outcome, relative to an equal share, in the interior."""
 
@@ -30,8 +31,10 @@ def simple_faults(
                 np.where(kept, points.features[..., k], -math.inf).max(axis=0),
             )
         )
-        mean = float(means[k])
-        slack = 1e-12 * max(abs(low), abs(high), abs(mean), 1e-300)
+        offset, mean = float(points.mean_offset[k]), float(means[k])
+        # Of the range, and what rounding leaves of features and mean that share an offset.
+        slack = 1e-12 * max(high - low, 1e-300) + 8 * EPS * max(abs(offset), abs(mean))
+        low, high = low + offset, high + offset
         if abs(high - low) <= slack:
             if abs(mean - low) > slack:
                 faults.append(_constant(name, low, mean, number, outcomes))
@@ -66,15 +69,19 @@ def _constant(name: str, value: float, mean: float, number: int, outcomes: str) 
 
 def joint_fault(points: Points, names: Sequence[str], means: np.ndarray) -> str | None:
     """The smallest set of moments found that contradict each other, or meet the hull's edge."""
+    given, means = means, means - points.mean_offset
     rows = [_distinct(points, c) for c in range(points.features.shape[1])]
 
     def room(chosen: Sequence[int]) -> float | None:
         return _room([r[:, list(chosen)] for r in rows], points.context_mass, means[list(chosen)])
 
+    def wanted_of(chosen: Sequence[int]) -> str:
+        return ", ".join(f"{names[k]} = {given[k]:.6g}" for k in chosen)
+
     every = list(range(len(names)))
     if room(every) is None:
         core = _smallest(every, lambda chosen: room(chosen) is None)
-        wanted = ", ".join(f"{names[k]} = {means[k]:.6g}" for k in core)
+        wanted = wanted_of(core)
         them = "both" if len(core) == 2 else "all of them"
         return (
             f"the moments {wanted} contradict each other: no reweighting of the outcomes has "
@@ -87,7 +94,7 @@ def joint_fault(points: Points, names: Sequence[str], means: np.ndarray) -> str 
 
     if at_edge(every):
         core = _smallest(every, at_edge)
-        wanted = ", ".join(f"{names[k]} = {means[k]:.6g}" for k in core)
+        wanted = wanted_of(core)
         return (
             f"the moments {wanted} can only be had together if some accepted outcomes get "
             "probability 0, so their multipliers would diverge; condition on those outcomes "

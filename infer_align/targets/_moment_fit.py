@@ -96,7 +96,7 @@ def report(
     return MomentFit(
         with_multipliers(target, multipliers),
         multipliers,
-        by_name(solved.moments),
+        by_name(solved.moments + points.mean_offset),
         by_name(np.sqrt(np.maximum(np.diag(covariance), 0.0))),
         by_name(np.sqrt(np.maximum(np.diag(inverse @ covariance @ inverse), 0.0))),
         (means @ solved.multipliers - solved.log_z).reshape(shape),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from infer_align._numerics import Array, as_real, concrete, own
+from infer_align._numerics import Array, as_real, concrete, normalised, own
 from infer_align.targets._combinators import extend
 from infer_align.targets._declared import (
     Constrained,
@@ -256,9 +256,14 @@ def as_points(name: str, sampled: Evaluated, context_weights: Any, outcomes: str
             f"{len(top)} contexts; relax its hard constraint, draw more, or use a proposal that "
             "meets it"
         )
-    log_mass = log_weights - top
-    log_mass = log_mass - np.log(np.exp(log_mass).sum(axis=0))
-    return Points(log_mass, sampled.features, _context_mass(context_weights, sampled.shape))
+    log_mass, _ = normalised(log_weights)
+    mass = np.exp(log_mass)[..., None]
+    # In two steps: the first mean is as far off as rounding takes a feature's largest value.
+    first = (mass * sampled.features).sum(axis=0)
+    offset = first + (mass * (sampled.features - first)).sum(axis=0)
+    kept = (log_mass > -math.inf)[..., None]
+    features = np.where(kept, sampled.features - offset, 0.0)
+    return Points(log_mass, features, _context_mass(context_weights, sampled.shape), offset)
 
 
 def _context_mass(weights: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -280,10 +285,11 @@ def solve(
     """Solve the dual, or say why it has no solution."""
     if faults := simple_faults(points, names, means, outcomes):
         raise ValueError("; ".join(faults))
+    means = means - points.mean_offset
     solved = newton(points, means, tolerance)
     if solved is not None and not is_far(solved, points):
         return solved
-    if fault := joint_fault(points, names, means):
+    if fault := joint_fault(points, names, means + points.mean_offset):
         raise ValueError(f"over the {outcomes}, {fault}")
     solved = solved or by_scipy(points, means, tolerance)
     if solved is None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from infer_align.targets._declared import unconstrained, with_multipliers
-from infer_align.targets._dual import Points, Solved, newton
+from infer_align.targets._dual import Points, Solved, newton, tilted
 from infer_align.targets._moment_fit import ESS_MIN, Evaluated, MomentFit, report
 from infer_align.targets._moments import as_points, evaluate, flat, solve
 from infer_align.targets._target import Target
@@ -163,8 +163,8 @@ def _attempt(
 
 def _part_of_the_way(points: Points, means: np.ndarray, so_far: np.ndarray) -> np.ndarray:
     """Multipliers of means between those of the last law and the desired ones."""
-    mass = np.exp(points.log_mass + points.features @ so_far)
-    mass = mass / mass.sum(axis=0) * points.context_mass
+    means = means - points.mean_offset
+    mass = np.exp(tilted(points, so_far)[0]) * points.context_mass
     here = np.einsum("nc,nck->k", mass, points.features)
     for part in (0.5, 0.25, 0.1):
         solved = newton(points, here + part * (means - here), 1e-6)
@@ -193,7 +193,9 @@ def pool(drawn: list[Round]) -> Pooled:
     share = np.concatenate(shares)
     features = np.concatenate([r.sampled.features for r in drawn])
     index = np.repeat(np.arange(len(drawn)), [len(s) for s in shares])
-    tilts = np.stack([features @ r.multipliers for r in drawn], axis=-1)
+    # Constants of a context are its rounds' normalising constants' own: without their digits.
+    centred = features - np.einsum("nc,nck->ck", share, features) / len(drawn)
+    tilts = np.stack([centred @ r.multipliers for r in drawn], axis=-1)
     log_mass = np.full(share.shape, -math.inf)
     density = np.zeros((*share.shape, len(drawn)))
     for c in range(share.shape[1]):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -227,6 +228,7 @@ def test_the_error_of_a_tail_on_a_lattice_is_of_order_one_over_m(name, x, length
     assert abs(errors[2]) < 1.4 * abs(errors[1]) + 0.1
 
 
+@pytest.mark.filterwarnings("ignore:the tail of .* tokens may be off")
 def test_the_error_of_a_tail_without_a_lattice_falls_too():
     errors = [abs(tail_error("T1", -0.95, m)) for m in (50, 200, 800)]
     assert errors[0] > errors[1] > errors[2]
@@ -342,3 +344,27 @@ def test_best_of_n_of_two_levels_is_a_tilt(n):
     made = best_of_n(three, n) - three.log_prob
     chosen = reward_law(P, [round(float(x), 12) for x in made])
     np.testing.assert_allclose(chosen.tilt(1.0), best_of_n(three, n), atol=1e-10)
+
+
+def test_a_fine_lattice_that_few_tokens_do_not_resolve_is_warned_of():
+    """Rewards 0, 1, 1.001: the logarithm is off by up to ±0.8 at any length up to 400, and the
+    exact tail is at hand; 0, 1, 2 has no such echo."""
+    letter, long = (reward_law(P, [0, 1, 1.001], m) for m in (1, 400))
+    errors = []
+    for x in np.linspace(0.6, 0.9, 7):
+        with pytest.warns(UserWarning, match=r"may be off by up to \d+% .* step of 0\.001"):
+            estimate = bahadur_rao(letter, float(x), 400)
+        tail = math.fsum(np.exp(long.log_prob[long.rewards >= 400 * x - 1e-9]))
+        assert float(long.log_tail(400 * x)) == pytest.approx(math.log(tail), rel=1e-9)
+        errors.append(estimate - math.log(tail))
+    assert max(map(abs, errors)) > 0.15
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bahadur_rao(law("T2"), 1.0, 100)
+
+
+def test_the_tail_of_a_law_is_a_sum_over_what_reaches_it():
+    """By hand, of two letters: 0.3·2·0.2 + 0.2² at least 3·0.2 of rewards 0, 0.2, 0.4."""
+    two = reward_law([0.5, 0.3, 0.2], ["0", "0.2", "0.4"], 2)
+    assert math.exp(two.log_tail(3 * 0.2)) == pytest.approx(2 * 0.3 * 0.2 + 0.04, rel=1e-12)
+    assert (two.log_tail(-1), two.log_tail(0.81)) == (0, -math.inf)

@@ -146,3 +146,16 @@ def test_what_is_no_game_is_refused(table, prior, beta, message):
     """Each refusal says what was given and what to do."""
     with pytest.raises(ValueError, match=message):
         exact.nash(table, prior, beta)
+
+
+@pytest.mark.parametrize("beta", [0.9, 0.85, 0.999, 1.0, 0.7072, 0.35, 2.0])
+def test_every_price_is_solved(beta):
+    """Also between 1 and 2^(−¼), where the way down from 1 had no step: by iteration."""
+    prior, p = np.exp(PRIOR), np.exp(PRIOR)
+    for _ in range(2000):
+        response = prior * np.exp(CYCLE @ p / beta)
+        p = 0.5 * p + 0.5 * response / response.sum()
+    found = exact.nash(CYCLE, PRIOR, beta)
+    np.testing.assert_allclose(np.exp(found.log_policy), p, rtol=1e-12)
+    if beta == 0.9:
+        np.testing.assert_allclose(p, [0.53678561, 0.36934913, 0.09386526], atol=1e-8)

@@ -278,3 +278,13 @@ def test_a_target_tilted_by_an_ensemble_is_solved_by_types(kind):
     w = P[y].prod(1) * np.exp(combined(kind, REWARDS[:, y].sum(-1)) / 0.5)
     for engine in (exact.by_types, exact.by_sequences):
         assert float(engine(target).log_z) == pytest.approx(math.log(w.sum()), abs=1e-10)
+
+
+def test_a_peak_far_beyond_the_spread_of_the_prior_is_found():
+    """A letter of reward −10⁶ makes the prior's spread 10⁶ times that of the others, whose tilts
+    have their peak where they have it without that letter."""
+    with_outlier = over.peak(reward_law([0.5, 0.2, 0.2, 0.1], [-1e6, 0, 1, 2]), [0, 1, 2, 1.9])
+    without = over.peak(reward_law([0.4, 0.4, 0.2], [0, 1, 2]), [1, 2, 1.9])
+    assert with_outlier.beta == pytest.approx(without.beta, rel=1e-9)
+    assert with_outlier.kl == pytest.approx(without.kl + math.log(2), rel=1e-9)
+    assert over.peak(reward_law([1.0], [3]), [1]) is None

@@ -295,3 +295,13 @@ def test_one_level_leaves_no_choice():
         assert best.reward == pytest.approx(6.0, rel=1e-14)
         assert best.divergence == pytest.approx(0.0, abs=1e-14)
         assert optimum_for_budget(law, divergence, 1.0).reward == pytest.approx(6.0, rel=1e-14)
+
+
+def test_budgets_that_floats_cannot_spend_end_with_a_sentence():
+    """A forward KL of 1,000 nats takes β = exp(−1250): it searched without end."""
+    law = reward_law([0.5, 0.3, 0.2], [0, 1, 2])
+    with pytest.raises(ValueError, match=r"forward_kl of 1000 takes a beta below .*law.tilt\(0\)"):
+        optimum_for_budget(law, divergences.forward_kl, 1000)
+    assert optimum_for_budget(law, divergences.forward_kl, 10).divergence == pytest.approx(
+        10, rel=1e-9
+    )

@@ -324,3 +324,10 @@ def test_tilts_tell_rewards_apart_that_floats_do_not(name, theta):
     assert float(variance) == pytest.approx(want @ (keys - mean) ** 2, rel=1e-9)
     gaps = [float(x.key - table[1].key) for x in table]
     np.testing.assert_allclose(law.above(1), gaps, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kl", [1e-300, 1e-100, 1e-25, 1e-23])
+def test_the_temperature_of_a_tiny_budget(kl):
+    """√(variance/2Δ) to relative √Δ, where KLs underflow or are rounding."""
+    beta = beta_for_kl(reward_law([0.5, 0.3, 0.2], [0, 1, 2]), kl)
+    assert beta == pytest.approx(math.sqrt(0.61 / (2 * kl)), rel=1e-9)
