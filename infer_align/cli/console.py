@@ -225,7 +225,8 @@ def meter(label: str, total: int, *, done: int = 0, lines: int = 20) -> Iterator
             yield from super().get_renderables()
             for task in self.tasks:
                 if task.fields["live"]:
-                    yield Text("  " + task.fields["live"], style="dim")
+                    live = task.fields["live"].replace("  ", " ")
+                    yield Text(live, style="dim", overflow="fold")
 
     columns = (
         TextColumn("[bold]{task.description}"),

@@ -118,8 +118,8 @@ def _users_frame(error: BaseException) -> traceback.FrameSummary | None:
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):
-            if not (frame.filename.startswith("<") or _is_ours(frame.filename)
-                    or frame.filename.startswith(_libraries())):  # fmt: skip
+            library = _is_ours(frame.filename) or frame.filename.startswith(_libraries())
+            if os.path.isabs(frame.filename) and not library:  # others are of compiled modules
                 return frame
         cause = cause.__cause__
     return None

@@ -1,5 +1,6 @@
 """`infer-align exact`: what a small target, or a memoryless model, is exactly."""
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from infer_align.cli import data
 from infer_align.cli import options as o
 from infer_align.cli.console import delivered, notice, record, say
-from infer_align.cli.errors import Stop, reported
-from infer_align.cli.loader import Loaded, find, load_any, split
+from infer_align.cli.errors import Stop, explain, reported
+from infer_align.cli.loader import Loaded, check_call, check_program, find, load_any, split
 from infer_align.cli.tables import print_table
 
 PANEL = "A memoryless model (--memoryless)"
@@ -53,7 +55,7 @@ Draws = Annotated[
 AsJson = Annotated[bool, o.opt("Print every number at full precision, and nothing else.", "--json")]
 Out = Annotated[
     Path | None,
-    o.opt("Folder of the plots. Default: runs/exact-NAME; with --json none are drawn."),
+    o.path("Folder of the plots. Default: runs/exact-NAME; with --json none are drawn."),
 ]
 
 
@@ -135,28 +137,67 @@ def _declared(
         jax.config.update("jax_enable_x64", True)  # noqa: FBT003 (this process is ours)
     numbers = [_number_of_draws(x) for x in _listed(draws or "1,2,4,8,16,32,64,128", "--n")]
     loaded = load_any(path, name)
+    check_call(loaded.make, f"{path}:{name}", () if numpyro else ("lm",))
+    beta = loaded.beta
     program, contexts = (loaded.make(), ()) if numpyro else _pyro(loaded)
+    check_program(program, f"{path}:{name}")
     from infer_align.exact import reports
 
     kls = [] if delta is None else _listed(delta, "--delta")
-    beta = loaded.option("BETA", 1.0)
-    if loaded.option("BETA") is None:
+    if beta is None:
         notice("the file has no BETA: rewards are log-potentials, at temperature 1")
-    return path.stem, reports.declared(program, *contexts, scale=beta, kls=kls, draws=numbers)
+    scale = 1.0 if beta is None else beta
+    try:
+        return path.stem, reports.declared(program, *contexts, scale=scale, kls=kls, draws=numbers)
+    except AssertionError as error:  # of a library that does not say what is wrong
+        raise Stop(
+            f"{path}:{name} cannot be solved: {explain(error)}. An assertion fails where a "
+            "log-potential is NaN or +inf, or a distribution's parameters are not valid: check "
+            "them on a single outcome"
+        ) from error
 
 
 def _pyro(loaded: Loaded) -> tuple[Any, tuple[Any, ...]]:
     """A program over the file's own language model, and the prompt it is solved for."""
-    make = loaded.option("model")
-    if make is None:
+    from infer_align.cli.job import own_model
+    from infer_align.targets import Target
+    from infer_align.torch.contexts import bind
+
+    lm = own_model(loaded)
+    if lm is None:
         raise Stop(f"{loaded.path} has no def model(): an exact solution needs its language model")
-    lm = make()
-    for parameter in lm.module.parameters():
-        parameter.requires_grad_(requires_grad=False)
-    prompts = loaded.option("PROMPTS")
-    if prompts and len(prompts) > 1:
+    lm.module.requires_grad_(False)  # noqa: FBT003 (torch's own signature)
+    prompts = data.check_prompts(loaded.option("PROMPTS"), loaded.path)
+    if prompts is not None:
+        lm.encode_prompts(prompts)
+    program = loaded.make(lm)
+    if not isinstance(program, Target) and callable(program):
+        _check_arguments(program, loaded.path, has_prompts=prompts is not None)
+    if prompts is None:
+        return program, ()
+    if len(prompts) > 1:
         notice(f"solved for the first of {len(prompts)} prompts")
-    return loaded.make(lm), () if not prompts else ([prompts[0]],)
+    bind(program, prompts[:1], {})
+    return program, (prompts[:1],)
+
+
+def _check_arguments(program: Any, path: Path, *, has_prompts: bool) -> None:
+    """Refuse a program that needs what this command does not give."""
+    parameters = list(inspect.signature(program).parameters.values())
+    needed = [p.name for p in parameters if p.default is p.empty
+              and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]  # fmt: skip
+    columns = [name for name in needed if name != parameters[0].name]
+    if columns:
+        raise Stop(
+            f"the program of {path} reads columns of a prompt file ({', '.join(columns)}), which "
+            "exact does not take: give these arguments defaults, or bind them in target(lm)"
+        )
+    if needed and not has_prompts:
+        raise Stop(
+            f"the program of {path} takes {needed[0]}, and the file has no PROMPTS: write "
+            f"PROMPTS = [...] in it, of which the first is solved, or give {needed[0]} the default "
+            "None"
+        )
 
 
 def _listed(text: str | None, flag: str) -> list[str]:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from infer_align.cli import data
 from infer_align.cli.console import notice
 from infer_align.cli.errors import DEBUG, Stop, explain
-from infer_align.cli.loader import Loaded, load
+from infer_align.cli.escapes import printable
+from infer_align.cli.loader import Loaded, check_program, load
 from infer_align.cli.settings import Settings, make_divergence, make_estimator
+from infer_align.cli.sizes import check_size
 
 if TYPE_CHECKING:
     import torch
@@ -40,13 +42,20 @@ class Job:
 
     @property
     def labels(self) -> list[str]:
-        """The prompts in words."""
-        return [data.NO_PROMPT] if self.prompts is None else [data.label(p) for p in self.prompts]
+        """The prompts in words, without the characters that no file of an assessment takes."""
+        if self.prompts is None:
+            return [data.NO_PROMPT]
+        return [printable(data.label(p)) for p in self.prompts]
 
     @property
     def beta(self) -> float | None:
         """The temperature, where the file states one."""
-        return self.file.option("BETA")
+        return self.file.beta
+
+    def check_size(self, flag: str, n: int, most_prompts: int | None = None) -> None:
+        """Refuse more outcomes per prompt than fit into the memory."""
+        count = len(self.labels)
+        check_size(flag, n, min(count, most_prompts or count), self.lm.max_new_tokens)
 
     def first(self, count: int) -> "Job":
         """The same on the first prompts only."""
@@ -102,12 +111,13 @@ def prepare(settings: Settings, *, prompts: Path | None = None) -> Job:
     if texts is not None:
         lm.encode_prompts(texts)  # a prompt that does not fit is an error now, not at step 40
     program = file.make(lm)
-    _check_program(program, file, settings.name)
+    check_program(program, f"{file.path}:{settings.name}")
     columns = _columns(program, columns, path)
-    make_features = file.option("features")
-    features = {} if make_features is None else make_features(lm)
+    features = _features(file, lm)
     job = Job(settings, file, lm, program, features, texts, columns, estimator)
     _check_binding(job)
+    job.check_size("--n", settings.n, settings.prompts_per_step)
+    job.check_size("--n-assess", settings.n_assess, settings.assess_prompts)
     _try(job.first(1))
     return job
 
@@ -123,9 +133,9 @@ def _check_names(s: Settings) -> None:
 def _language_model(s: Settings, file: Loaded) -> "CausalLM":
     from infer_align.torch import CausalLM
 
-    own = file.option("model")
     if s.model is None:
-        if own is None:
+        lm: Any = own_model(file)
+        if lm is None:
             raise Stop(
                 f"which language model? {file.path.name} brings none: give --model a folder, a "
                 ".gguf file or a hub id"
@@ -133,12 +143,11 @@ def _language_model(s: Settings, file: Loaded) -> "CausalLM":
         if refused := [f for f in ("dtype", "token_budget") if getattr(s, f) is not None]:
             flags = ", ".join("--" + f.replace("_", "-") for f in refused)
             raise Stop(f"{file.path.name} makes its own model: {flags} needs --model")
-        lm = own()
         if s.max_new_tokens is not None:
             lm.max_new_tokens = s.max_new_tokens
         lm.module.to(_device(s.device))
         return lm
-    length = s.max_new_tokens or file.option("MAX_NEW_TOKENS")
+    length = s.max_new_tokens or file.max_new_tokens
     if length is None:
         raise Stop(
             "how long are the continuations? Give --max-new-tokens, or write MAX_NEW_TOKENS = ... "
@@ -161,6 +170,36 @@ def _language_model(s: Settings, file: Loaded) -> "CausalLM":
     )
 
 
+def own_model(file: Loaded) -> "CausalLM | None":
+    """What the file's ``model()`` makes, or None without one."""
+    from infer_align.torch import CausalLM
+
+    if file.option("model") is None:
+        return None
+    lm = file.call("model")
+    if not isinstance(lm, CausalLM):
+        raise Stop(f"{file.path}:model returned {type(lm).__name__}; it must return a CausalLM")
+    return lm
+
+
+def _features(file: Loaded, lm: "CausalLM") -> Mapping[str, Callable[..., Any]]:
+    if file.option("features") is None:
+        return {}
+    features = file.call("features", lm)
+    if not isinstance(features, Mapping):
+        raise Stop(
+            f"{file.path}:features returned {type(features).__name__}; it must return a dict of "
+            "functions by name"
+        )
+    for name, feature in features.items():
+        if not (isinstance(name, str) and name and callable(feature)):
+            raise Stop(
+                f"{file.path}:features has {name!r}: {type(feature).__name__}; a name is a text, "
+                "and a feature a function of the outcomes and the contexts"
+            )
+    return features
+
+
 def _device(name: str) -> "torch.device":
     import torch
 
@@ -171,16 +210,6 @@ def _device(name: str) -> "torch.device":
     if device.type == "cuda" and not torch.cuda.is_available():
         raise Stop(f"--device {name}: torch sees no GPU here; take --device cpu")
     return device
-
-
-def _check_program(program: Any, file: Loaded, name: str) -> None:
-    from infer_align.targets import Target
-
-    if not callable(program) and not isinstance(program, Target):
-        raise Stop(
-            f"{file.path}:{name} returned a {type(program).__name__}; it must return a Pyro "
-            "program (a function) or a Target"
-        )
 
 
 def _columns(

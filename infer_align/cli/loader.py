@@ -9,9 +9,11 @@ model). A NumPyro file has a ``target`` without arguments.
 import ast
 import importlib.util
 import inspect
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import infer_align
 from infer_align.cli.errors import Stop, explain, extra_of, install_line
 
+LONGEST = 10**9
 CALL = "TARGET.py[:name], with def target(lm): ... returning a Pyro program"
 
 
@@ -58,6 +61,42 @@ class Loaded:
     def option(self, name: str, default: Any = None) -> Any:
         """An optional module-level name."""
         return vars(self.module).get(name, default)
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """What one of the file's optional functions returns.
+
+        Raises
+        ------
+        Stop
+            If it is no function of these arguments.
+        """
+        function = self.option(name)
+        check_call(function, f"{self.path}:{name}", arguments)
+        return function(*arguments)
+
+    @property
+    def beta(self) -> float | None:
+        """``BETA``: the temperature, a positive number, or None."""
+        beta = self.option("BETA")
+        if beta is None:
+            return None
+        if isinstance(beta, bool) or not isinstance(beta, Real):
+            raise Stop(f"BETA in {self.path} is {beta!r}; it must be a number, as BETA = 0.25")
+        value = float(beta)
+        if not 0 < value < math.inf:
+            raise Stop(f"BETA in {self.path} is {beta}; a temperature is positive and finite")
+        return value
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """``MAX_NEW_TOKENS``: a whole number from 1 on, or None."""
+        length = self.option("MAX_NEW_TOKENS")
+        if length is not None and not (isinstance(length, int) and 1 <= length <= LONGEST):
+            raise Stop(
+                f"MAX_NEW_TOKENS in {self.path} is {length!r}; it must be a whole number from 1 to "
+                f"{LONGEST}"
+            )
+        return length
 
 
 def catalogue_folder() -> Path:
@@ -117,7 +156,7 @@ def read(path: Path) -> Sheet:
 def _literal(node: ast.expr, path: Path) -> dict[str, Any]:
     try:
         return dict(ast.literal_eval(node))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         raise Stop(f"REFERENCE in {path} must be a dict of plain numbers and texts") from error
 
 
@@ -125,8 +164,44 @@ def split(target: str) -> tuple[Path, str]:
     """``TARGET.py[:name]`` as a path and a name."""
     head, colon, name = target.rpartition(":")
     if colon and head.endswith(".py"):
-        return Path(head).expanduser(), name
-    return Path(target).expanduser(), "target"
+        return expanded(head), name
+    return expanded(target), "target"
+
+
+def expanded(path: str | Path) -> Path:
+    """A path whose ``~`` is the home folder, which shells leave in ``--option=~/x``.
+
+    Raises
+    ------
+    Stop
+        If nobody of that name has one.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = str(path).partition("/")[0]
+        raise Stop(f"{str(path)!r}: there is no user {user[1:]!r} with a home folder") from None
+
+
+def check_call(function: Any, where: str, arguments: tuple[Any, ...]) -> None:
+    """Refuse what cannot be called with these arguments, before it is.
+
+    Raises
+    ------
+    Stop
+        With what it takes and what it is given.
+    """
+    needed = {0: "no argument", 1: "one argument, the language model"}[len(arguments)]
+    if not callable(function):
+        raise Stop(f"{where} is {type(function).__name__}; it must be a function of {needed}")
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):  # a function of C code has none
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise Stop(f"{where} takes {signature}; it is called with {needed}") from None
 
 
 def load(path: Path, name: str = "target") -> Loaded:
@@ -144,9 +219,8 @@ def load(path: Path, name: str = "target") -> Loaded:
             "Pyro program for this command"
         )
     loaded = load_any(path, name)
-    make = loaded.make
-    if not any(p.kind is not p.KEYWORD_ONLY for p in inspect.signature(make).parameters.values()):
-        raise Stop(f"{path}:{name} takes no language model: write def {name}(lm): ...")
+    check_call(loaded.make, f"{path}:{name}", ("lm",))
+    _ = loaded.beta  # a report, at the end of a fit, is late to find that it is none
     return loaded
 
 
@@ -166,10 +240,26 @@ def load_any(path: Path, name: str = "target") -> Loaded:
     sheet = find(path)
     module = _run(path.resolve())
     make = vars(module).get(name)
-    if not callable(make):
+    if make is None:
         functions = ", ".join(sheet.functions) or "none"
-        raise Stop(f"{path} has no callable {name!r} (its functions: {functions}): give {CALL}")
+        raise Stop(f"{path} has no {name!r} (its functions: {functions}): give {CALL}")
+    if not callable(make):
+        raise Stop(f"{path}:{name} is {type(make).__name__}; it must be a function: give {CALL}")
     return Loaded(path.resolve(), make, module)
+
+
+def check_program(program: Any, where: str) -> None:
+    """Refuse what a target function returns, unless it is a program or a `Target`."""
+    from infer_align.targets import Target
+
+    if inspect.iscoroutine(program):
+        program.close()
+        raise Stop(f"{where} is an async function: write def, without async")
+    if not (callable(program) or isinstance(program, Target)) or inspect.isclass(program):
+        raise Stop(
+            f"{where} returned a {type(program).__name__}; it must return a program (a function) "
+            "or a Target"
+        )
 
 
 def _names() -> Sequence[str]:
@@ -195,6 +285,8 @@ def _run(path: Path) -> ModuleType:
         extra = extra_of(error.name)
         line = install_line(extra) if extra else f"pip install the package of {error.name}"
         raise Stop(f"{path} needs {error.name}, which is not installed: {line}") from error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, too: a target file does not end the program
         raise Stop(f"{path} cannot be loaded: {explain(error)}") from error
     return module

@@ -13,7 +13,7 @@ from infer_align.cli import options as o
 from infer_align.cli.console import delivered, notice, record
 from infer_align.cli.errors import Stop, reported
 from infer_align.cli.escapes import printable
-from infer_align.cli.loader import find, load_any, split
+from infer_align.cli.loader import check_call, check_program, find, load_any, split
 from infer_align.cli.runs import RunFolder
 from infer_align.cli.settings import Settings
 from infer_align.cli.using import LoadedRun, Prompts, Seed, load_run
@@ -38,11 +38,17 @@ Method = Annotated[
 ]
 LogBound = Annotated[
     float | None,
-    o.opt("rejection: log of the largest P/proposal. Default 0, as of a condition.", panel=PANEL),
+    o.real("rejection: log of the largest P/proposal. Default 0, as of a condition.", panel=PANEL),
 ]
-LogBeta = Annotated[float | None, o.opt("quasi-rejection: log β, the cut weight.", panel=PANEL)]
+LogBeta = Annotated[float | None, o.real("quasi-rejection: log β, the cut weight.", panel=PANEL)]
 AcceptanceRate = Annotated[
-    float | None, o.opt("quasi-rejection: instead of --log-beta, chosen by a pilot.", panel=PANEL)
+    float | None,
+    o.real(
+        "quasi-rejection: instead of --log-beta, chosen by a pilot.",
+        panel=PANEL,
+        above=0.0,
+        high=1.0,
+    ),
 ]
 MaxCalls = Annotated[
     int | None, o.opt("Most proposals per prompt of the rejections.", panel=PANEL, low=1)
@@ -55,7 +61,8 @@ Steps = Annotated[
     int | None, o.opt("Metropolis: moves of each chain. Default: 100.", panel=PANEL, low=1)
 ]
 EssThreshold = Annotated[
-    float | None, o.opt("smc: resample below this share of n. Default: 0.5.", panel=PANEL)
+    float | None,
+    o.real("smc: resample below this share of n. Default: 0.5.", panel=PANEL, low=0.0, high=1.0),
 ]
 
 
@@ -63,7 +70,7 @@ EssThreshold = Annotated[
 def sample(
     what: What,
     *,
-    n: Annotated[int, typer.Option("--n", "-n", help="Outcomes per prompt.", min=1)] = 5,
+    n: Annotated[int, o.opt("Outcomes per prompt.", "--n", "-n", low=1)] = 5,
     method: Method = None,
     prompts: Prompts = None,
     seed: Seed = 0,
@@ -122,6 +129,7 @@ def sample(
         source, twist, job = _of_run(read(), seed)
     if method == "smc" and twist is None:
         notice("no twist in the target's file: smc without one is importance sampling")
+    methods.check_sizes(method, n, choices, job)
     drawn = methods.draw(method, source, n, choices, twist)
     for line in _lines(drawn, source, job):
         record(line)
@@ -141,6 +149,7 @@ def _print_draws(loaded: LoadedRun, n: int, seed: int) -> None:
     import torch
 
     job, policy, _ = loaded
+    job.check_size("--n", n)
     generator = torch.Generator().manual_seed(seed)
     texts = job.prompts or [None]
     y, log_prob = policy(texts).sample_with_log_prob((n,), generator=generator)
@@ -170,9 +179,11 @@ def _numpyro(path: Path, name: str, seed: int) -> "tuple[Source, Any]":
     from infer_align.jax import source
 
     loaded = load_any(path, name)
-    make_twist = loaded.option("twist")
-    twist = None if make_twist is None else make_twist()
-    return source(jax.random.key(seed), loaded.make()), twist
+    check_call(loaded.make, f"{path}:{name}", ())
+    twist = None if loaded.option("twist") is None else loaded.call("twist")
+    program = loaded.make()
+    check_program(program, f"{path}:{name}")
+    return source(jax.random.key(seed), program), twist
 
 
 def _of_language_model(
@@ -194,8 +205,7 @@ def _of_run(loaded: LoadedRun, seed: int) -> "tuple[Source, Any, Job]":
 
 
 def _twist(job: "Job") -> Any:
-    make = job.file.option("twist")
-    return None if make is None else make(job.lm)
+    return None if job.file.option("twist") is None else job.file.call("twist", job.lm)
 
 
 def _lines(

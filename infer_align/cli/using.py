@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from infer_align.cli.job import Job
     from infer_align.torch import CausalLM
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of fit or demo.")]
-Prompts = Annotated[
-    Path | None,
-    typer.Option(help="Other prompts: .txt or .jsonl, as for fit. Default: the run's."),
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run folder of fit or demo.", callback=o.expanded)
 ]
-Seed = Annotated[int, typer.Option(help="Of the draws.", min=0)]
+Prompts = Annotated[
+    Path | None, o.path("Other prompts: .txt or .jsonl, as for fit. Default: the run's.")
+]
+Seed = Annotated[int, o.opt("Of the draws.", low=0, most=o.LAST_SEED)]
 Device = Annotated[str | None, typer.Option(help="Default: the run's.")]
 
 
@@ -31,7 +32,7 @@ def assess(
     run: Run,
     *,
     prompts: Prompts = None,
-    n: Annotated[int, typer.Option("--n", "-n", help="Fresh outcomes per prompt.", min=2)] = 1024,
+    n: Annotated[int, o.opt("Fresh outcomes per prompt.", "--n", "-n", low=2)] = 1024,
     seed: Seed = 0,
     before: Annotated[
         bool, typer.Option("--before", help="Assess the prior, too, and compare.")
@@ -53,6 +54,7 @@ def assess(
 
     folder = RunFolder(run)
     job, policy, config = load_run(folder, prompts, device, threads, trust=trust_target)
+    job.check_size("--n", n)
     name = "training_prompts" if prompts is None else prompts.stem
     if name == "before":
         raise Stop("assessment_before.nc is the prior's: rename the prompts file")
