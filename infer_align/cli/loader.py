@@ -242,7 +242,7 @@ def load_any(path: Path, name: str = "target") -> Loaded:
     make = vars(module).get(name)
     if make is None:
         functions = ", ".join(sheet.functions) or "none"
-        raise Stop(f"{path} has no {name!r} (its functions: {functions}): give {CALL}")
+        raise Stop(f"{path} has no callable {name!r} (its functions: {functions}): give {CALL}")
     if not callable(make):
         raise Stop(f"{path}:{name} is {type(make).__name__}; it must be a function: give {CALL}")
     return Loaded(path.resolve(), make, module)

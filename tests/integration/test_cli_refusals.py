@@ -164,7 +164,7 @@ TARGETS = {
                       "called with one argument, the language model"),
     "a keyword": ("def target(*, lm):\n    return None\n", "NumPyro target"),
     "no function": ("target = 3\n", "t.py:target is int; it must be a function"),
-    "nothing": ("", "t.py has no 'target' (its functions: none)"),
+    "nothing": ("", "t.py has no callable 'target' (its functions: none)"),
     "an exit": ("import sys\nsys.exit(0)\n", "t.py cannot be loaded: the program was ended by "
                 "sys.exit(0), not by infer-align (t.py, line 2)"),
     "another's exit": ("raise GeneratorExit\n", "cannot be loaded: GeneratorExit"),
