@@ -146,9 +146,9 @@ def _declared(
     kls = [] if delta is None else _listed(delta, "--delta")
     if beta is None:
         notice("the file has no BETA: rewards are log-potentials, at temperature 1")
-    scale = 1.0 if beta is None else beta
+        beta = 1.0
     try:
-        return path.stem, reports.declared(program, *contexts, scale=scale, kls=kls, draws=numbers)
+        return path.stem, reports.declared(program, *contexts, scale=beta, kls=kls, draws=numbers)
     except AssertionError as error:  # of a library that does not say what is wrong
         raise Stop(
             f"{path}:{name} cannot be solved: {explain(error)}. An assertion fails where a "

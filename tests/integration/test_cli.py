@@ -314,7 +314,7 @@ BAD_OPTIONS = {
     "dtype": (["--dtype", "float8"], "bfloat16"),
     "device": (["--device", "abacus"], "cuda:0"),
     "both kinds": (["--full", "--lora", 2], "--lora and --full"),
-    "learning rate": (["--learning-rate", 0], "positive"),
+    "learning rate": (["--learning-rate", 0], "above 0"),
     "schedule": (["--schedule", "cosine"], "linear"),
     "too many prompts": (["--prompts-per-step", 9], "1 to 3"),
     "no prompts file": (["--prompts", "gone.txt"], "gone.txt"),
