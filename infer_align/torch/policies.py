@@ -320,8 +320,9 @@ class CausalLM:
 
         A full model loads in plain Transformers, with its tokenizer, chat template and generation
         configuration. An adapter loads in plain ``peft`` over its base, and by
-        ``AutoPeftModelForCausalLM.from_pretrained(path)`` where the base is a folder or on the hub;
-        the tokenizer is written beside it. `load` reads both.
+        ``AutoPeftModelForCausalLM.from_pretrained(path)`` where the base is a folder or on the hub
+        (with ``gguf_file=`` where it is a GGUF file); the tokenizer is written beside it. `load`
+        reads both.
 
         Parameters
         ----------
