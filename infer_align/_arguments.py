@@ -34,6 +34,21 @@ def positive(what: str, value: Any, *, need: str = "positive") -> float:
     return out
 
 
+def real(what: str, value: Any, *, need: str = "a number") -> float:
+    """A real number, infinite ones included; NaN is none."""
+    out = _real(what, value, need)
+    if math.isnan(out):
+        raise ValueError(f"{what} must be {need}, got {value}")
+    return out
+
+
+def numeric(what: str, value: Any, *, need: str = "a number") -> Any:
+    """The value as it is, an array or a tracer too, unless it is text, a boolean or complex."""
+    if value is None or isinstance(value, bool | str | bytes | complex | list | tuple):
+        raise TypeError(f"{what} must be {need}, got {value!r} ({type(value).__name__})")
+    return value
+
+
 def count(what: str, value: Any, *, low: int = 1) -> int:
     """A whole number of at least ``low``."""
     need = f"a whole number of at least {low}"

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_torch_array
 
+from infer_align._arguments import real as real_number
 from infer_align._numerics import Array, namespace
 
 ULPS = 16
@@ -54,6 +55,8 @@ def widths(rewards: Array, tolerance: float | int | None = None) -> Array:
     """
     xp = namespace(rewards)
     if tolerance is not None:
+        if not real_number("tolerance, the distance within which rewards tie,", tolerance) >= 0:
+            raise ValueError(f"tolerance must be a distance >= 0, got {tolerance}")
         return xp.full_like(rewards, float(tolerance))
     unit = ULPS * precision(rewards)
     finite = xp.isfinite(rewards)
@@ -171,6 +174,13 @@ def nearest(levels_: np.ndarray, reward: float | int, tolerance: float | int | N
     i = min(near, key=lambda i: 0.0 if levels_[i] == reward else abs(float(levels_[i]) - reward))
     same = levels_[i] == reward
     return i if same or abs(levels_[i] - reward) <= widths(levels_, tolerance)[i] else -1
+
+
+def snapped(reward: float, low: float, high: float) -> float:
+    """A reward, or the end of its range that it ties with."""
+    width = ULPS * float(np.finfo(np.float64).eps) * max(abs(low), abs(high))
+    ends = [end for end in (low, high) if abs(reward - end) <= width]
+    return min(ends, key=lambda end: abs(reward - end), default=reward)
 
 
 def _rounded(values: np.ndarray, width: np.ndarray) -> np.ndarray:

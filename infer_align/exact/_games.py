@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from infer_align._arguments import positive
 from infer_align.divergences import reverse_kl
 
 RESIDUAL = 1e-12
@@ -213,8 +214,7 @@ def _checked(
             f"they miss it by up to {worst:.3g}, and the least is {table.min():.3g}; symmetrise "
             "with (P + 1 - P.T)/2"
         )
-    if not (beta > 0 and math.isfinite(beta)):
-        raise ValueError(f"beta is the price of a nat and must be positive and finite, got {beta}")
+    positive("beta is the price of a nat and", beta, need="positive and finite")
     if np.isnan(prior).any() or (prior == math.inf).any() or not (prior > -math.inf).any():
         raise ValueError("log_prior must be finite, or -inf where the prior is 0, not everywhere")
     return table, _normalised(prior), float(beta)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from infer_align import _ties
+from infer_align._arguments import numeric
 from infer_align._numerics import (
     Array,
     concrete,
@@ -381,7 +382,10 @@ class RewardLaw:
             Log-masses of the levels.
         """
         xp = namespace(self.log_prob)
-        if isinstance(beta, int | float) and beta == 0:
+        numeric("beta, a temperature,", beta)
+        if isinstance(beta, int | float) and (beta == 0 or math.isnan(beta)):
+            if math.isnan(beta):
+                raise ValueError("beta is a temperature and must be a number, got nan")
             end = len(self) - 1 if math.copysign(1.0, beta) > 0 else 0
             return xp.where(xp.arange(len(self)) == end, 0.0 * self.log_prob, -math.inf)
         if isinstance(beta, float) and math.isinf(beta):
@@ -501,6 +505,7 @@ class RewardLaw:
 
 def check_beta(beta: Any) -> Any:
     """A temperature that is positive, if that can be known."""
+    numeric("beta, a temperature,", beta, need="a positive number")
     if isinstance(beta, int | float) and not beta > 0:
         raise ValueError(
             f"beta is a temperature (policy = prior·exp(reward/beta)) and must be positive, got "

@@ -6,6 +6,7 @@ from typing import Any
 import array_api_compat.numpy
 import numpy as np
 
+from infer_align._arguments import real
 from infer_align._numerics import Array, concrete, namespace
 from infer_align.exact._edges import Edges, memoryless_edges
 from infer_align.exact._law import check_normalised
@@ -86,7 +87,7 @@ def merged_letters(probs: Any, rewards: Any) -> Letters:
     rewards : sequence of k numbers, or ExactRewards
     """
     if not hasattr(probs, "shape"):
-        probs = np.array([float(p) for p in probs])
+        probs = np.array([_number(j, p) for j, p in enumerate(probs)])
     xp = namespace(probs)
     exact = exact_rewards(rewards)
     if tuple(probs.shape) != (len(exact),):
@@ -112,6 +113,13 @@ def merged_letters(probs: Any, rewards: Any) -> Letters:
     masses = [xp.sum(xp.take(probs, xp.asarray(np.array(group)), axis=0)) for group in groups]
     return Letters(
         xp.log(xp.stack(masses)), exact.take([group[0] for group in groups]), groups, probs
+    )
+
+
+def _number(letter: int, prob: Any) -> float:
+    """A probability, also as a text."""
+    return (
+        float(prob) if isinstance(prob, str) else real(f"the probability of letter {letter}", prob)
     )
 
 

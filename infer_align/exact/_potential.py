@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from infer_align import _ties
+from infer_align._arguments import number
 from infer_align._numerics import Array, concrete, namespace
 from infer_align.exact._build import reward_law
 from infer_align.exact._law import RewardLaw
@@ -63,6 +64,7 @@ def potential_law(target: Any, *contexts: Any, scale: float | int = 1.0) -> Rewa
     >>> exact.potential_law(program, scale=2.0)
     RewardLaw(41 levels of 40 tokens, exact; tilted FFT: rewards on a lattice of step 1)
     """
+    number("scale", scale)
     target = as_target(target)
     distribution = distribution_of(target, contexts)
     support = listed_support(distribution)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from infer_align import _ties
+from infer_align._arguments import count, numeric, real
 from infer_align._numerics import logsumexp, namespace
 from infer_align.divergences import reverse_kl
 from infer_align.exact._law import RewardLaw
@@ -73,6 +74,7 @@ def rate(family: Any, reward: float | int, *, beta: float | int = math.inf) -> f
     """
     family = family.known()
     low, high = family.reward_range
+    reward = _ties.snapped(real("reward, per token,", reward), low, high)
     if not low <= reward <= high:
         return math.inf
     inside = low < reward < high
@@ -85,6 +87,7 @@ def rate(family: Any, reward: float | int, *, beta: float | int = math.inf) -> f
         at_prior = float(family.kl_of_tilt(theta))
     else:
         at_prior = family.kl_limits[0 if reward == low else 1]
+    real("beta, a temperature,", beta)
     if beta == 0:
         return 0.0 if reward == high else math.inf
     if math.isinf(beta):
@@ -125,6 +128,9 @@ def scaled_cumulant(family: Any, t: Any, *, beta: float | int = math.inf) -> Any
     beta : float
         Temperature of the tilt; inf is the prior, 0 the limit of the highest reward.
     """
+    numeric("t", t)
+    if isinstance(t, float) and math.isnan(t):
+        raise ValueError("t must be a number, got nan")
     if isinstance(beta, int | float) and beta == 0:
         return t * family.reward_range[1]
     theta = 0.0 if math.isinf(beta) else 1 / beta
@@ -237,6 +243,7 @@ def bahadur_rao(law: RewardLaw, reward: float | int, length: int) -> float:
     (-16.3598, -16.3867)
     """
     low, high = law.reward_range
+    reward, length = real("reward, per token,", reward), count("length", length)
     mean = float(law.cumulants(0.0)[1])
     if not mean < reward < high:
         raise ValueError(
@@ -338,7 +345,8 @@ def best_of_n_limit(law: RewardLaw, kl: float | int, length: int) -> BestOfNLimi
     >>> round(best_of_n_limit(letter, 0.5, 800).kl_to_tilt, 4)
     2.5993
     """
-    if not 0 < kl < law.kl_max:
+    length = count("length", length)
+    if not 0 < real("kl, per token,", kl) < law.kl_max:
         raise ValueError(
             f"the limit holds for budgets per token between 0 and {law.kl_max:.6g}, got {kl}"
         )

@@ -8,6 +8,8 @@ unit interval, its win rate against the prior is E[u], and KL and win rate depen
 import math
 from typing import NamedTuple
 
+from infer_align._arguments import real
+
 __all__ = ["Calibrated", "best_of_n", "best_of_poisson", "threshold", "tilt"]
 
 
@@ -34,7 +36,7 @@ def best_of_n(n: float | int) -> Calibrated:
     >>> calibrated.best_of_n(4)
     Calibrated(kl=0.6362943611198906, win_rate=0.8)
     """
-    if not n >= 1:
+    if not real("n", n, need="a number >= 1") >= 1:
         raise ValueError(f"best-of-n of a calibrated reward needs n >= 1, got {n}")
     return Calibrated(math.log(n) - 1 + 1 / n, n / (n + 1))
 
@@ -58,7 +60,7 @@ def tilt(beta: float | int) -> Calibrated:
     >>> round(calibrated.tilt(0.25).win_rate, 6)
     0.768657
     """
-    if not beta > 0:
+    if not real("beta", beta, need="a number > 0") > 0:
         raise ValueError(f"beta is a temperature and must be positive, got {beta}")
     c = 1 / beta
     if c < 1e-3:  # to c⁴, where the closed forms lose digits
@@ -86,7 +88,7 @@ def best_of_poisson(mu: float | int) -> Calibrated:
     """
     from scipy.integrate import quad
 
-    if not mu >= 0:
+    if not real("mu", mu, need="a number >= 0") >= 0:
         raise ValueError(f"the mean number of draws must be >= 0, got {mu}")
     if mu < 1e-4:
         return Calibrated(mu**2 / 6, 0.5 + mu / 6)
@@ -117,6 +119,6 @@ def threshold(quantile: float | int) -> Calibrated:
     >>> calibrated.threshold(0.5)
     Calibrated(kl=0.6931471805599453, win_rate=0.75)
     """
-    if not 0 <= quantile < 1:
+    if not 0 <= real("quantile", quantile, need="a number in [0, 1)") < 1:
         raise ValueError(f"a quantile that can be reached lies in [0, 1), got {quantile}")
     return Calibrated(-math.log1p(-quantile), (1 + quantile) / 2)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from infer_align._arguments import real
 from infer_align.divergences import FDivergence
 from infer_align.exact._law import RewardLaw, check_beta
 from infer_align.exact._roots import root
@@ -113,7 +114,7 @@ def optimum_for_budget(law: RewardLaw, divergence: FDivergence, budget: float | 
     >>> round(best.reward, 6), best.beta
     (0.9, 2.0)
     """
-    if not budget >= 0:
+    if not real("a budget", budget, need="a divergence >= 0") >= 0:
         raise ValueError(f"a budget is a divergence >= 0, got {budget}")
     law = law.known()
     top = law.tilt(0.0)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from infer_align._arguments import numeric, real
 from infer_align._numerics import (
     Array,
     concrete,
@@ -92,9 +93,11 @@ def _log_n(n: Any, log_n: Any) -> Any:
     if (n is None) == (log_n is None):
         raise ValueError(f"give n or log_n, one of them: got n={n} and log_n={log_n}")
     if n is None:
+        numeric("log_n", log_n)
         if isinstance(log_n, int | float) and not -math.inf < log_n < math.inf:
             raise ValueError(f"log_n must be a finite number, got {log_n}")
         return log_n
+    numeric("n", n, need="a finite number > 0")
     if not n > 0 or n == math.inf:
         raise ValueError(f"best-of-n needs a finite n > 0, got {n}")
     return math.log(n) if isinstance(n, int | float) else namespace(n).log(n)
@@ -259,7 +262,7 @@ def soft_best_of_n(
     [0.384471, 0.615529]
     """
     log_n = float(_log_n(n, log_n))
-    if log_n < 0 or not temperature > 0:
+    if log_n < 0 or not real("temperature", temperature, need="a number > 0") > 0:
         raise ValueError(
             f"soft best-of-n needs n >= 1 and a temperature > 0, got n = {math.exp(log_n):.6g} and "
             f"temperature {temperature}"
@@ -314,6 +317,9 @@ def best_of_poisson(law: RewardLaw, mu: Any = None, *, log_mu: Any = None) -> Fl
     >>> np.exp(best_of_poisson(reward_law([0.5, 0.5], [0, 1]), 1.0)).round(6).tolist()
     [0.303265, 0.696735]
     """
+    given = log_mu if mu is None else mu
+    if given is not None:
+        real("mu or log_mu", given)
     if (mu is None) == (log_mu is None) or (mu is not None and not mu >= 0):
         raise ValueError(f"give mu >= 0 or log_mu, one of them: got mu={mu} and log_mu={log_mu}")
     if mu is not None:
@@ -348,7 +354,7 @@ def threshold(law: RewardLaw, reward: float | int) -> Float[Any, " levels"]:
     ValueError
         If no level reaches the threshold.
     """
-    lowest = law.at_least(reward)
+    lowest = law.at_least(real("reward, the threshold,", reward))
     if lowest == len(law):
         raise ValueError(
             f"no outcome reaches a reward of {reward}: the highest level is "
@@ -523,7 +529,7 @@ def inference_aware(law: RewardLaw, n: float | int, beta: float | int) -> Float[
     >>> round(win_rate_of_best_of_n(law, inference_aware(law, 4, 1.0), 4), 4)
     0.5979
     """
-    if not n >= 1:
+    if not real("n", n, need="a number >= 1") >= 1:
         raise ValueError(f"inference-aware optimisation of best-of-n needs n >= 1, got {n}")
     beta = float(check_beta(beta))
     log_prior = law.known().log_prob.tolist()

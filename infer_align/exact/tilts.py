@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Float
 
+from infer_align import _ties
+from infer_align._arguments import real
 from infer_align.divergences import reverse_kl
 from infer_align.exact._law import RewardLaw
 from infer_align.exact._roots import root
@@ -121,7 +123,7 @@ def beta_for_kl(family: Any, kl: float | int) -> Any:
     >>> round(beta_for_kl(reward_law([0.5, 0.3, 0.2], [0, 1, 2]), 0.1), 6)
     1.82978
     """
-    if not kl >= 0:
+    if not real("a KL budget", kl, need="a number of nats >= 0") >= 0:
         raise ValueError(f"a KL budget is a number of nats >= 0, got {kl}")
     plain = family.known()
     if kl == 0:
@@ -167,6 +169,7 @@ def beta_for_reward(family: Any, reward: float | int) -> Any:
     """
     plain = family.known()
     low, high = plain.reward_range
+    reward = _ties.snapped(real("an expected reward", reward), low, high)
     if not low <= reward <= high:
         raise ValueError(
             f"no tilt has expected reward {reward}: rewards run from {low:.6g} to {high:.6g}"

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from infer_align import _ties
+from infer_align._arguments import positive, real
 from infer_align._numerics import (
     Array,
     log1m_exp_neg_exp,
@@ -20,7 +22,6 @@ from infer_align._numerics import (
     namespace,
     own,
 )
-from infer_align._ties import ULPS, precision, real
 from infer_align.targets._cdf import Cdf, Place, RewardCdf, check_cdf, is_estimated, place_of
 from infer_align.targets._combinators import extend
 from infer_align.targets._soft import soft_error, soft_log_ratio
@@ -264,7 +265,7 @@ def top_fraction(base: Any, reward: LogPotential, fraction: float | int, cdf: Cd
     >>> [round(float(p), 4) for p in jnp.exp(target.log_density(jnp.arange(3)))]
     [0.0, 0.15, 0.2]
     """
-    if not 0 < fraction <= 1:
+    if not 0 < real("fraction", fraction, need="a number in (0, 1]") <= 1:
         raise ValueError(
             f"fraction is the share of the base that is kept, in (0, 1], got {fraction}"
         )
@@ -305,14 +306,15 @@ def threshold(
     >>> [round(float(p), 4) for p in jnp.exp(target.log_density(jnp.arange(3)))]
     [0.0, 0.3, 0.2]
     """
-    if math.isnan(at_least):
-        raise ValueError("at_least is the reward that an outcome must reach, got NaN")
+    real("at_least is the reward that an outcome must reach: it", at_least)
+    if tolerance is not None and real("tolerance", tolerance) < 0:
+        raise ValueError(f"tolerance must be a distance >= 0, got {tolerance}")
     slack = 0.0 if math.isinf(at_least) else tolerance
 
     def accepts(y: Any, *contexts: Any) -> Array:
         values = reward(y, *contexts)
-        values = real(values if hasattr(values, "dtype") else np.asarray(values))
-        short = ULPS * precision(values) * abs(at_least) if slack is None else slack
+        values = _ties.real(values if hasattr(values, "dtype") else np.asarray(values))
+        short = _ties.ULPS * _ties.precision(values) * abs(at_least) if slack is None else slack
         return indicator(values >= at_least - short)
 
     return extend(base, accepts, f"threshold_{at_least:g}", log_bound=0.0)
@@ -427,19 +429,20 @@ def _of(cdf: Any, contexts: tuple[Any, ...]) -> RewardCdf:
 
 
 def _check_n(n: float | int, least: int) -> None:
-    if not (n > 0 and n >= least and math.isfinite(n)):
-        need = "n > 0" if least == 0 else f"n >= {least}"
+    need = "n > 0" if least == 0 else f"n >= {least}"
+    value = real("n, of the best of n draws,", n, need=f"a finite {need}")
+    if not (value > 0 and value >= least and math.isfinite(value)):
         raise ValueError(f"the best of n draws needs a finite {need}, got {n}")
 
 
 def _check_temperature(value: float | int, name: str) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+    positive(name, value, need="positive and finite")
 
 
 def check_draws(n: float | int, temperature: float | int | None) -> None:
     """Refuse a number of draws, or a temperature, that cannot be sampled with."""
-    if isinstance(n, bool) or n != int(n) or n < 1:
+    value = real("n, of the best of n draws,", n, need="a whole n >= 1")
+    if not math.isfinite(value) or value != int(value) or value < 1:
         raise ValueError(
             f"the best of n draws needs a whole n >= 1, got {n}; the target "
             "infer_align.best_of_n takes any n > 0"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import is_array_api_obj
 
+from infer_align._arguments import real
 from infer_align._numerics import as_real, concrete, own
 from infer_align.divergences import reverse_kl
 from infer_align.targets._combinators import tilt
@@ -111,7 +112,7 @@ def kl_budget(
     points = reward_points(
         base, reward, sample.outcomes, contexts, log_weights, context_weights, "accepted draws"
     )
-    theta = inverse_temperature(points, float(kl), "accepted draws")
+    theta = inverse_temperature(points, kl, "accepted draws")
     terms, reward_mean, variance = _state(points, theta)
     log_mass, _ = tilted(points, np.array([theta]))
     p, w = np.exp(log_mass), np.exp(points.log_mass)
@@ -123,13 +124,13 @@ def kl_budget(
     spread = float(points.context_mass @ variance)
     slope = theta * spread
     kind = unit_worth(log_mass, points.features, -influence[..., :1] / slope, labels)
-    longer = selection(influence, labels, kind, float(ess_min))
+    longer = selection(influence, labels, kind, real("ess_min", ess_min))
     se = math.sqrt(float(covariance[0, 0])) * float(longer[0])
     ess = 1 / (p**2).sum(axis=0)
     pooled = 1 / float((points.context_mass**2 / ess).sum())
     if labels is not None:  # as of a moment: by the error of the tilt's mean reward
         pooled = min(pooled, worth_of(np.array([spread]), covariance[1:, 1]))
-    notes = notes_on(kind, pooled, units, float(ess_min), sample.total_variation)
+    notes = notes_on(kind, pooled, units, real("ess_min", ess_min), sample.total_variation)
     notes += bias_notes(influence[..., 1:], p, np.diag(covariance)[1:])
     return Budget(
         tilt(base, reward, 1 / theta), 1 / theta, se / slope / theta**2,
@@ -151,7 +152,7 @@ def exact_budget(
     points = reward_points(
         base, reward, outcomes, contexts, log_density, context_weights, "outcomes"
     )
-    theta = inverse_temperature(points, float(kl), "outcomes")
+    theta = inverse_temperature(points, kl, "outcomes")
     spent, mean, _ = _state(points, theta)
     return Budget(
         tilt(base, reward, 1 / theta), 1 / theta, 0.0, float(points.context_mass @ spent), 0.0,
@@ -205,9 +206,9 @@ def _state(points: Points, theta: float) -> tuple[np.ndarray, np.ndarray, np.nda
     return np.asarray(spent), mean, (p * (values - mean) ** 2).sum(axis=0)
 
 
-def inverse_temperature(points: Points, kl: float, what: str) -> float:
+def inverse_temperature(points: Points, kl: float | int, what: str) -> float:
     """θ of a budget, by bisection between what is too little and too much."""
-    if not (kl > 0 and math.isfinite(kl)):
+    if not 0 < real("a KL budget", kl, need="a finite number of nats > 0") < math.inf:
         raise ValueError(
             f"a KL budget is a finite number of nats > 0, got {kl}; at 0 the tilt is the base"
         )

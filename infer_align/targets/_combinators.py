@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from infer_align._arguments import positive
 from infer_align._numerics import Array
 from infer_align.targets._capabilities import check_provides
 from infer_align.targets._target import (
@@ -91,11 +92,10 @@ def product(base: Any, *factors: Any) -> Target:
 
 def check_beta(beta: float | int) -> None:
     """Refuse what is no temperature."""
-    if not (beta > 0 and math.isfinite(beta)):
-        raise ValueError(
-            f"beta is a temperature (P = prior·exp(reward/beta)) and must be positive and finite, "
-            f"got {beta}; for no tilt leave the reward out"
-        )
+    positive(
+        "beta is a temperature (P = prior·exp(reward/beta)) and", beta,
+        need="positive and finite (for no tilt leave the reward out)",
+    )  # fmt: skip
 
 
 def _as_potential(factor: Any) -> LogPotential:

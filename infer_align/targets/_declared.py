@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from array_api_compat import is_array_api_obj, is_torch_array
 
+from infer_align._arguments import number
 from infer_align._numerics import Array, namespace
 from infer_align.targets._target import LOG_DENSITY, LogPotential, Target, first_site
 
@@ -80,6 +81,8 @@ def check_names(target: str, given: Mapping[str, Any], declared: Sequence[str]) 
             f"target {target!r} declares the moments {sorted(declared)} and multipliers are given "
             f"for {sorted(given)}; give one to each, and to no other"
         )
+    for name, value in given.items():
+        number(f"the multiplier of moment {name!r}", value)
 
 
 def as_numbers(values: Array) -> Array:
@@ -121,14 +124,16 @@ def _parts(given: Any, name: str | None = None) -> tuple[Any, ...]:
 
 def _finite_mean(name: str, mean: Any) -> float:
     try:
-        number = float(mean)
+        if isinstance(mean, bool | str):
+            raise TypeError
+        known = float(mean)
     except TypeError as error:
         raise ValueError(
             f"the mean of moment {name!r} must be a known number, got {type(mean).__name__}"
         ) from error
-    if not math.isfinite(number):
-        raise ValueError(f"the mean of moment {name!r} must be finite, got {number}")
-    return number
+    if not math.isfinite(known):
+        raise ValueError(f"the mean of moment {name!r} must be finite, got {known}")
+    return known
 
 
 _FRAME: ContextVar[Values | None] = ContextVar("infer_align_moments", default=None)

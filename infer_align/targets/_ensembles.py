@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from infer_align._arguments import real
 from infer_align._numerics import Array, namespace, own
 from infer_align.targets._target import LogPotential
 
@@ -112,7 +113,7 @@ def uncertainty_weighted(*rewards: LogPotential, weight: float | int) -> LogPote
     array([0.5, 1. , 0.5])
     """
     _some(rewards)
-    if not math.isfinite(weight):
+    if not math.isfinite(real("weight, of the variance,", weight, need="a finite number")):
         raise ValueError(
             f"the weight of the variance must be a finite number, got {weight}; for the least of "
             "the rewards take worst_case(...)"

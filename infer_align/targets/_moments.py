@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from array_api_compat import is_array_api_obj
 
+from infer_align._arguments import positive, real
 from infer_align._numerics import Array, as_real, concrete, normalised, own
 from infer_align.targets._combinators import extend
 from infer_align.targets._declared import (
@@ -180,7 +182,8 @@ def solve_moments(
     influence = mass[..., None] * (points.features - centre)
     labels = None if sample.cluster is None else flat(np.asarray(sample.cluster))
     distance = sample.total_variation
-    return report(target, sampled, points, solved, influence, labels, float(ess_min), distance)
+    least = real("ess_min", ess_min)
+    return report(target, sampled, points, solved, influence, labels, least, distance)
 
 
 def exact_moments(
@@ -270,7 +273,13 @@ def _context_mass(weights: Any, shape: tuple[int, ...]) -> np.ndarray:
     number = math.prod(shape)
     if weights is None:
         return np.full(number, 1 / number)
-    given = np.asarray(weights, dtype=np.float64)
+    given = np.asarray(concrete(weights) if is_array_api_obj(weights) else weights)
+    if given.dtype.kind not in "iuf":
+        raise TypeError(
+            f"context_weights must be positive numbers, of the contexts' shape {shape}; got "
+            f"{weights!r}"
+        )
+    given = given.astype(np.float64)
     if given.shape != shape or not (np.isfinite(given).all() and (given > 0).all()):
         raise ValueError(
             f"context_weights must be positive, of the contexts' shape {shape}; got shape "
@@ -283,6 +292,7 @@ def solve(
     points: Points, names: Sequence[str], means: np.ndarray, tolerance: float, outcomes: str
 ) -> Solved:
     """Solve the dual, or say why it has no solution."""
+    positive("tolerance", tolerance)
     if faults := simple_faults(points, names, means, outcomes):
         raise ValueError("; ".join(faults))
     means = means - points.mean_offset

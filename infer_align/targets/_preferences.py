@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import device
 
-from infer_align._numerics import Array, concrete, namespace
+from infer_align._numerics import Array, as_real, concrete, namespace
 from infer_align.targets._combinators import check_beta, extend
 from infer_align.targets._target import Target, first_site
 from infer_align.targets._weighted import WeightedSample
@@ -122,7 +122,7 @@ def _standard_error(table: Array, p: Array, cluster: np.ndarray | None) -> Array
 
 def _shares(others: Any, weights: Any) -> np.ndarray:
     m = first_site(others).shape[0]
-    p = np.ones(m) if weights is None else np.asarray(concrete(weights), dtype=float)
+    p = np.ones(m) if weights is None else np.asarray(concrete(as_real(weights, "weights")), float)
     if not p.ndim or len(p) != m or not (np.isfinite(p).all() and (p >= 0).all()):
         raise ValueError(
             f"weights of {m} opponents must be {m} finite non-negative numbers (not logs), for "

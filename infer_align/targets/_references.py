@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from infer_align._arguments import real
 from infer_align._numerics import Array, namespace
 from infer_align.targets._capabilities import check_provides
 from infer_align.targets._combinators import summed_se
@@ -43,7 +44,7 @@ def temper(base: Any, power: float | int) -> Target:
     >>> [round(float(x), 4) for x in jnp.exp(target.log_density(jnp.array([0, 1])))]
     [0.64, 0.04]
     """
-    if not (power > 0 and math.isfinite(power)):
+    if not 0 < real("power", power, need="a positive number") < math.inf:
         raise ValueError(
             f"the power of a tempered target must be positive and finite, got {power}; a uniform "
             "law (power 0) is a prior of its own, and condition() keeps the outcomes it allows"
@@ -106,7 +107,8 @@ def geometric_mixture(
             f"a geometric mixture needs a weight for each reference, got {len(weights)} weights "
             f"and {len(references)} references"
         )
-    if not all(w >= 0 for w in weights) or abs(sum(weights) - 1) > 1e-6:
+    shares = [real("a weight of a geometric mixture", w) for w in weights]
+    if not all(w >= 0 for w in shares) or abs(sum(weights) - 1) > 1e-6:
         raise ValueError(
             "the weights of a geometric mixture are non-negative and sum to one, got "
             f"{[float(w) for w in weights]}; for other powers multiply temper(reference, power) "

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from infer_align._arguments import count, real
 from infer_align.targets._declared import unconstrained, with_multipliers
 from infer_align.targets._dual import Points, Solved, newton, tilted
 from infer_align.targets._moment_fit import ESS_MIN, Evaluated, MomentFit, report
@@ -110,8 +111,7 @@ def match_moments(
     >>> fit.reliable, bool(abs(fit.multipliers["last"] - np.log(0.98 / 0.02)) < 0.5)
     (True, True)
     """
-    if n < 2 or rounds < 1:
-        raise ValueError(f"needed are n >= 2 outcomes and rounds >= 1, got n={n}, rounds={rounds}")
+    n, rounds = count("n, the outcomes of the first round,", n, low=2), count("rounds", rounds)
     drawn: list[Round] = []
     law, multipliers, fit, fault = unconstrained(target), None, None, None
     for number in range(rounds):
@@ -123,7 +123,7 @@ def match_moments(
         distance = float(np.max(sample.total_variation))
         drawn.append(Round(sampled, multipliers, _labels(sample, drawn), distance))
         fit, fault, multipliers = _attempt(
-            target, drawn, context_weights, tolerance, float(ess_min)
+            target, drawn, context_weights, tolerance, real("ess_min", ess_min)
         )
         if fit is not None and fit.reliable:
             return fit

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 import numpy as np
 from array_api_compat import device
 
-from infer_align._numerics import Array, concrete, namespace
+from infer_align._numerics import Array, as_real, concrete, namespace
 from infer_align.targets._target import HasLogProb, Target, first_site
 from infer_align.targets._weighted import WeightedSample
 
@@ -216,7 +216,7 @@ def _weights_of(outcomes: Any, weights: Any) -> np.ndarray:
     first = first_site(outcomes)
     if weights is None:
         return np.ones(tuple(first.shape)[:1])
-    out = np.asarray(concrete(weights), dtype=float)
+    out = np.asarray(concrete(as_real(weights, "weights")), float)
     if out.shape != tuple(first.shape)[: out.ndim] or not out.ndim:
         raise ValueError(
             f"weights of shape {out.shape} do not fit outcomes of shape {tuple(first.shape)}; give "

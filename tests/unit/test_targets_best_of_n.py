@@ -476,7 +476,7 @@ def test_near_ties_merge_and_far_rewards_do_not():
         (lambda c: soft_best_of_n(None, abs, 2, 0.0, c), "temperature must be positive"),
         (lambda c: quantile_tilt(None, abs, c, -1.0), "beta must be positive"),
         (lambda c: top_fraction(None, abs, 0.0, c), r"in \(0, 1\], got 0"),
-        (lambda c: threshold(None, abs, math.nan), "got NaN"),
+        (lambda c: threshold(None, abs, math.nan), "got nan"),
         (lambda c: RewardCdf.exact(R, np.log(P) + 0.1), "miss 1 by 0.105"),
         (lambda c: RewardCdf.estimate(np.zeros((2, 0))), r"rewards of shape \(2, 0\) and log-prob"),
         (lambda c: RewardCdf.exact(R * math.nan, np.log(P)), "4 of 4 rewards are NaN"),
