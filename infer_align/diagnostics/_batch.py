@@ -71,6 +71,19 @@ def batch_metrics(weights: LogWeights, log_prior: Array, log_potential: Array) -
     return {name: float(np.mean(value)) for name, value in means.items()}
 
 
+def never_moved(target: str, steps: int, acceptance: float) -> str:
+    """What to say of a fit whose every step was skipped; the acceptance is the mean share."""
+    remedy = (
+        "soften the constraint, raise n, or start from a policy that meets it more often"
+        if acceptance < 1
+        else "the policy is at the target, or all its outcomes are alike"
+    )
+    return (
+        f"all {steps} steps were skipped: every coefficient was 0, and the policy is what it was; "
+        f"the target {target!r} accepted {acceptance:.1%} of the outcomes: {remedy}"
+    )
+
+
 def _sum(weight: Array, value: Array) -> Array:
     """Σ weight · value over outcomes, with 0 · inf = 0."""
     return np.sum(np.where(weight > 0, weight, 0.0) * np.where(weight > 0, value, 0.0), axis=0)

@@ -114,7 +114,8 @@ def running(*, decay: float | None = None) -> Baseline:
         new = {"total": keep * total + now, "count": keep * count + 1.0}
         return xp.zeros_like(ratio[:1]) + b, new
 
-    return Baseline(init, update, "running")
+    name = "running" if decay is None else f"running(decay={decay:g})"
+    return Baseline(init, update, name)
 
 
 def _weighted(ratio: Array, signal: Array) -> Array:

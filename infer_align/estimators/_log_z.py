@@ -9,6 +9,7 @@ to a positive scale, so only JS and TV need Ẑ for the direction.
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 from array_api_compat import is_array_api_obj
@@ -87,7 +88,7 @@ def known_log_z(value: float | Float[Any, "*contexts"]) -> LogZ:
         ids = _ids(xp, weights, table.shape[0], "known_log_z", _ONE_EACH)
         return _look_up(xp, table, ids, tuple(one.shape)), state
 
-    return LogZ(dict, update, "known_log_z", value=value, known=True)
+    return LogZ(dict, update, f"known_log_z({_brief(value)})", value=value, known=True)
 
 
 def batch_log_z(*, leave_one_out: bool = False) -> LogZ:
@@ -163,7 +164,7 @@ def running_log_z(*, decay: float | None = None) -> LogZ:
         log_z = xp.where(changed, math.nan, _recall(xp, total, count, now))
         return log_z, {"log_total": new_total, "log_count": new_count, "context": ids}
 
-    return LogZ(init, update, "running_log_z")
+    return LogZ(init, update, "running_log_z" + _with(decay))
 
 
 def per_context_log_z(num_contexts: int, *, decay: float | None = None) -> LogZ:
@@ -202,7 +203,7 @@ def per_context_log_z(num_contexts: int, *, decay: float | None = None) -> LogZ:
         new = {"log_total": new_total, "log_count": new_count}
         return _recall(xp, total, count, now), new
 
-    return LogZ(init, update, "per_context_log_z")
+    return LogZ(init, update, f"per_context_log_z({num_contexts}{_with(decay, ', ')})")
 
 
 def learnt_log_z(
@@ -241,7 +242,8 @@ def learnt_log_z(
         new = xp.reshape(table - learning_rate * step, saved.shape)
         return xp.zeros_like(weights.policy[:1]) + value, {"log_z": new}
 
-    return LogZ(init, update, "learnt_log_z", value=initial, learnt=True)
+    name = f"learnt_log_z({_brief(initial)}, learning_rate={learning_rate:g})"
+    return LogZ(init, update, name, value=initial, learnt=True)
 
 
 def _remember(xp: Any, total: Array, count: Array, now: Array) -> tuple[Array, Array]:
@@ -274,6 +276,21 @@ def _ids(xp: Any, weights: LogWeights, size: int, who: str, table: str) -> Array
             f"contexts {unknown}; give it one for each context of the fit: {who}({table})"
         )
     return ids
+
+
+def _brief(value: Any) -> str:
+    """Numbers for a name: themselves where few, else their count and a checksum."""
+    known = concrete(value) if is_array_api_obj(value) else np.asarray(value)
+    if known is None:
+        return "traced"
+    if known.size > 4:
+        return f"{known.size} numbers, {crc32(known.astype(float).tobytes()):08x}"
+    return ", ".join(f"{x:.12g}" for x in known.astype(float).ravel())
+
+
+def _with(decay: float | None, before: str = "(") -> str:
+    after = ")" if before == "(" else ""
+    return "" if decay is None else f"{before}decay={decay:g}{after}"
 
 
 def _named(ids: Array) -> list[int] | int:

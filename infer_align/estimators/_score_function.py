@@ -101,7 +101,7 @@ def f_dpg(
         return divergence(log_policy, log_density - logsumexp(log_density, keepdims=True))
 
     return _score_function(
-        f"f_dpg({divergence.name}, {rule.name}, {base.name})",
+        f"f_dpg({divergence.name}, {rule.name}, {base.name}",
         divergence.f_prime,
         divergence.f_prime_at_inf,
         rule,
@@ -152,7 +152,7 @@ def reinforce(*, baseline: Baseline | None = None, truncate: float | None = None
     """
     base = _baseline(baseline)
     return _score_function(
-        f"reinforce({base.name})",
+        f"reinforce({base.name}",
         reverse_kl.f_prime,
         INF,
         known_log_z(0.0),
@@ -185,6 +185,9 @@ def _score_function(
         None if bound is None else positive(what, bound, need=need)
         for what, bound in zip(("truncate", "clip"), bounds, strict=True)
     )
+
+    kept_below = (("truncate", truncate), ("clip", clip))
+    name += "".join(f", {what}={bound:g}" for what, bound in kept_below if bound is not None) + ")"
 
     def update(state: State, weights: LogWeights) -> Update:
         n, contexts = sizes(weights, base.min_outcomes, f"a {base.name} baseline")

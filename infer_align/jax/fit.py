@@ -8,6 +8,7 @@ when it likes and logs what it likes.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import numpyro.distributions as dist
 import optax
 
 from infer_align.diagnostics import batch_metrics
+from infer_align.diagnostics._batch import never_moved
 from infer_align.estimators import Estimator, LogWeights, checked_update
 from infer_align.jax._batch import Batch, draw, of_data, weigh
 from infer_align.jax._support import refuse_moving_support
@@ -115,6 +117,11 @@ def fit(
         For arguments that cannot be right, a policy whose support moves, a target that does not
         provide what the estimator requires, log-weights that the estimator refuses, and for
         coefficients or gradients that are not finite. The last step yielded remains good.
+
+    Warns
+    -----
+    UserWarning
+        At the end, if every step was skipped.
 
     Examples
     --------
@@ -253,7 +260,8 @@ class _Fit:
 
     def steps(self, key: jax.Array, params: Any, state: FitState, steps: int) -> Iterator[Step]:
         drawn, descended = jax.jit(self._draw), jax.jit(self._descend)
-        scored = jax.jit(self._score_data)
+        moved, accepted = False, 0.0
+        scored, first = jax.jit(self._score_data), state.index
         for index in range(state.index, steps):
             step_key = jax.random.fold_in(key, index)
             if self.from_target:
@@ -270,6 +278,7 @@ class _Fit:
                 numbers = batch_metrics(*weighed) | info
             optimizer_state, norm = state.optimizer, 0.0
             skipped = not np.any(coefficients)
+            moved, accepted = moved or not skipped, accepted + numbers.get("acceptance", 1.0)
             if not skipped:
                 params, optimizer_state, norm = descended(
                     params, optimizer_state, batch.outcomes, coefficients, self.contexts
@@ -278,6 +287,9 @@ class _Fit:
             numbers |= {"grad_norm": float(norm), "skipped": float(skipped)}
             state = FitState(index + 1, optimizer_state, estimator_state)
             yield Step(index, params, batch.outcomes, weighed.weights, numbers, state)
+        if not moved and (done := steps - first) > 0:
+            text = never_moved(self.target.name, done, accepted / done)
+            warnings.warn(text, UserWarning, stacklevel=2)
 
     def _draw(self, key: jax.Array, params: Any, contexts: tuple[Any, ...]) -> Batch:
         policy = self.policy(params, *contexts)

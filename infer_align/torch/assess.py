@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from infer_align import diagnostics
+from infer_align._arguments import count
+from infer_align._numerics import own
 from infer_align.diagnostics._unseen import if_prior
 from infer_align.estimators import LogWeights
 from infer_align.targets import Target, add_potential, check_provides
-from infer_align.torch.contexts import bind
+from infer_align.torch.contexts import bind, check_callable
 from infer_align.torch.continuations import Continuations
-from infer_align.torch.fit import draw
+from infer_align.torch.fit import as_numbers, draw
 from infer_align.torch.pyro import Program
 
 if TYPE_CHECKING:
@@ -97,12 +99,21 @@ def collect(
         and the scorer's log-probability, in nats, over the first 128 outcomes of each prompt and
         one of every further 128; NaN where a language model's own sampler was not used.
     """
-    if n < 2:
+    if count("n", n) < 2:
         raise ValueError(f"an assessment needs at least 2 outcomes per prompt, got n={n}")
+    n, seed = int(n), count("seed", seed, low=0)
+    check_callable("the policy", policy)
+    if proposal is not None:
+        check_callable("the proposal", proposal)
+    for name, feature in (features or {}).items():
+        if not callable(feature):
+            raise TypeError(
+                f"feature {name!r} must be a function (y, *contexts) -> (n, *contexts), got "
+                f"{feature!r}"
+            )
     bound, contexts = bind(target, prompts, columns)
     check_provides(bound, frozenset({"log_density"}), "assess")
     every = torch.arange(len(contexts))
-    arguments = contexts.of_target(every)
     generator = torch.Generator().manual_seed(seed)
     distribution = policy(*contexts.of_policy(every))
     source = distribution if proposal is None else proposal(*contexts.of_policy(every))
@@ -115,19 +126,14 @@ def collect(
         drawn.append(y)
         part = {"drawn": log_drawn.double()}
         if proposal is not None:
-            part["policy"] = distribution.log_prob(y).double()
+            part["policy"] = distribution.log_prob(own(y)).double()
         elif isinstance(distribution, Continuations):
             # The sampler's and the scorer's numbers must agree: the first chunk is scored whole,
             # and an outcome of every other, since each is batched anew.
             some = slice(None) if start == 0 else slice(size - 1, size)
             gaps = (distribution.log_prob(y[some]).double() - part["drawn"][some]).abs()
             gap = float(gaps.max()) if start == 0 else max(gap, float(gaps.max()))
-        part["prior"] = bound.given(*arguments).log_prob(y).double()
-        part["potential"] = bound.log_potential(y, *arguments).double()
-        if bound.log_potential_se is not None:
-            part["potential_se"] = bound.log_potential_se(y, *arguments).double()
-        for name, feature in (features or {}).items():
-            part[f"feature {name}"] = torch.as_tensor(feature(y, *arguments)).double()
+        part |= _evaluated(bound, y, contexts.of_target(every), features or {})
         parts.append(part)
         if progress is not None:
             progress(start + size)
@@ -136,13 +142,32 @@ def collect(
         policy=all_["drawn"] if proposal is None else all_["policy"],
         target=add_potential(all_["prior"], all_["potential"], bound.name),
         proposal=None if proposal is None else all_["drawn"],
-        context=contexts.ids(every),
+        context=contexts.ids(every, all_["drawn"]),
     )
     named = {k.removeprefix("feature "): v for k, v in all_.items() if k.startswith("feature ")}
     return Draws(
         _joined(drawn), weights, all_["prior"], all_["potential"], named, gap,
         all_.get("potential_se"), if_prior(bound.log_bound, all_["drawn"], all_["prior"]),
     )  # fmt: skip
+
+
+def _evaluated(
+    target: Target, y: Any, arguments: tuple[Any, ...], features: Mapping[str, Feature]
+) -> dict[str, Tensor]:
+    """All that the target and the features say of outcomes, each asked on a copy of its own."""
+    prior = target.given(*arguments)
+    out = {
+        "prior": as_numbers(prior.log_prob(own(y)), f"the prior of {target.name!r}"),
+        "potential": as_numbers(
+            target.log_potential(y, *arguments), f"the potential of {target.name!r}"
+        ),
+    }
+    if target.log_potential_se is not None:
+        spread = target.log_potential_se(y, *arguments)
+        out["potential_se"] = as_numbers(spread, f"the standard error of {target.name!r}")
+    for name, feature in features.items():
+        out[f"feature {name}"] = as_numbers(feature(own(y), *arguments), f"feature {name!r}")
+    return out
 
 
 def _joined(parts: Sequence[Any]) -> Any:

@@ -1,5 +1,6 @@
 """The contexts of a conditional target: prompts, and the data columns its program reads."""
 
+import copy
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -44,9 +45,15 @@ class Contexts:
         prompts = None if self.prompts is None else _pick(self.prompts, ids)
         return (prompts, *(_pick(c, ids) for c in self.columns))
 
-    def ids(self, chosen: Tensor) -> Tensor:
-        """Context ids as `LogWeights` has them: without an axis for no prompts."""
-        return chosen[0] if self.prompts is None else chosen
+    def ids(self, chosen: Tensor, like: Tensor) -> Tensor:
+        """Context ids as `LogWeights` has them, for log-probabilities like these.
+
+        Without prompts the contexts are those of the distributions themselves, in order.
+        """
+        if self.prompts is not None:
+            return chosen.to(like.device)
+        shape = like.shape[1:]
+        return torch.arange(shape.numel(), device=like.device).reshape(shape)
 
 
 def bind(
@@ -59,11 +66,12 @@ def bind(
     Raises
     ------
     TypeError
-        For prompts or a column that are no list.
+        For a target that is none, or prompts or a column that are no list.
     ValueError
         For no prompts in the list, a column that the program lacks or that is missing, or a
         column of another length than the prompts.
     """
+    check_target(target)
     # Lists: a pandas column is read by its index, a text by its letters.
     columns = {
         name: as_list(values, f"column {name!r}") for name, values in (columns or {}).items()
@@ -100,6 +108,15 @@ def bind(
     return as_target(target), Contexts(prompts, ordered, bool(names))
 
 
+def check_target(target: Any) -> None:
+    """Refuse what is no target; TypeError."""
+    if not isinstance(target, Target) and not callable(target):
+        raise TypeError(
+            f"a target is a Pyro program (a function) or a Target, got {target!r} "
+            f"({type(target).__name__})"
+        )
+
+
 def as_list(values: Any, what: str) -> list[Any]:
     """The entries of prompts or of a column, one a context.
 
@@ -115,5 +132,28 @@ def as_list(values: Any, what: str) -> list[Any]:
     return list(values)
 
 
+def check_callable(what: str, policy: Any, *, fitted: bool = False) -> None:
+    """Refuse what is no policy: a callable from contexts to a distribution.
+
+    Raises
+    ------
+    TypeError
+    """
+    a_law = isinstance(policy, torch.distributions.Distribution)
+    if (
+        a_law
+        or not callable(policy)
+        or (fitted and not callable(getattr(policy, "parameters", None)))
+    ):
+        also = ", with .parameters(), such as a CausalLM or a torch module" if fitted else ""
+        raise TypeError(
+            f"{what} must be a callable from contexts to a distribution{also}; got "
+            f"{'the distribution ' if a_law else ''}{type(policy).__name__}"
+            + ("; write lambda: distribution" if a_law and not fitted else "")
+        )
+
+
 def _pick(values: Sequence[Any], ids: Tensor) -> list[Any]:
-    return [values[i] for i in torch.atleast_1d(ids).tolist()]
+    """Some entries: copies of lists and dicts (token ids, messages), which user code may edit."""
+    some = [values[i] for i in torch.atleast_1d(ids).tolist()]
+    return [copy.deepcopy(x) if isinstance(x, list | dict) else x for x in some]

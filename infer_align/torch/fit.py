@@ -8,6 +8,7 @@ for the whole batch before the first backward pass, so micro-batches change noth
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -15,11 +16,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from infer_align._arguments import count, instance
+from infer_align._numerics import as_real, own
 from infer_align.diagnostics import batch_metrics
+from infer_align.diagnostics._batch import never_moved
 from infer_align.estimators import Estimator, LogWeights, checked_update
 from infer_align.targets import Empirical, Target, add_potential
+from infer_align.torch._definition import (
+    check_policy,
+    compare,
+    describe_contexts,
+    describe_optimizer,
+    describe_scheduler,
+    fingerprint,
+)
+from infer_align.torch._steps import check_clipping, check_scheduler, make_optimizer
 from infer_align.torch._support import refuse_moving_support
-from infer_align.torch.contexts import Contexts, bind
+from infer_align.torch._threads import alone
+from infer_align.torch.contexts import Contexts, bind, check_callable
 from infer_align.torch.continuations import Continuations
 from infer_align.torch.demonstrations import draw_data, fits_samples
 from infer_align.torch.pyro import Program
@@ -36,6 +50,8 @@ class FitState(NamedTuple):
     generators: dict[str, torch.Generator]
     estimator: dict[str, Any]
     batch: dict[str, Any] | None
+    definition: dict[str, Any]
+    """What defines the fit: prompts, n, seed, estimator, ... A resumed one is compared with it."""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and tensors, for `infer_align.torch.checkpoints`."""
@@ -46,6 +62,8 @@ class FitState(NamedTuple):
             "generators": {k: g.get_state() for k, g in self.generators.items()},
             "estimator": self.estimator,
             "batch": self.batch,
+            "definition": self.definition,
+            "parameters": fingerprint(p for g in self.optimizer.param_groups for p in g["params"]),
         }
 
 
@@ -77,7 +95,7 @@ def fit(
     n: int = 64,
     steps: int = 100,
     prompts_per_step: int | None = None,
-    learning_rate: float = 2e-4,
+    learning_rate: float | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     scheduler: Any = None,
     max_grad_norm: float | None = 1.0,
@@ -109,13 +127,13 @@ def fit(
     prompts_per_step : int, optional
         Prompts drawn without replacement at each step. Default: all of them.
     learning_rate : float
-        Of the default optimiser, AdamW without weight decay.
+        Of the default optimiser, AdamW without weight decay. Default 2e-4.
     optimizer : torch.optim.Optimizer, optional
-        Over the policy's parameters.
+        Over the policy's trainable parameters, all of them and no other.
     scheduler : torch learning-rate scheduler, optional
-        Stepped after each optimiser step; a skipped batch takes none.
+        Of the optimiser given. Stepped after each optimiser step; a skipped batch takes none.
     max_grad_norm : float, optional
-        The gradient's L2 norm is clipped here; ``None`` for no clipping.
+        The gradient's L2 norm is clipped here, above 0; ``None`` for no clipping.
     token_budget : int, optional
         Largest number of tokens of one forward and backward pass. Changes no gradient.
     proposal : callable from contexts to a distribution, optional
@@ -126,7 +144,8 @@ def fit(
     seed : int
         Every role (sampling, prompts) has a generator of its own, made from it.
     resume : mapping, optional
-        ``FitState.state_dict()`` of an earlier fit with the same arguments.
+        ``FitState.state_dict()`` of an earlier fit with the same arguments (``steps`` may
+        be others), and the policy of that step.
 
     Yields
     ------
@@ -134,18 +153,29 @@ def fit(
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         For arguments that cannot be right, a policy whose support moves with its parameters (at the
-        first step), a target that does not provide what the estimator
-        requires, log-weights that the estimator refuses, and for a gradient that is not finite.
-        The policy then is as after the last step yielded.
+        first step), a state of another fit (each difference is named), a target that does not
+        provide what the estimator requires, log-weights that the estimator refuses, and for a
+        gradient that is not finite. The policy then is as after the last step yielded.
+
+    Warns
+    -----
+    UserWarning
+        At the end, if every step was skipped; at a resume, if a schedule of other ``steps`` goes
+        on.
     """
-    for what, value in (("n", n), ("steps", steps), ("reuse", reuse)):
-        if value < 1:
-            raise ValueError(f"{what} must be at least 1, got {value}")
+    n, steps, reuse = count("n", n), count("steps", steps), count("reuse", reuse)
+    seed = count("seed", seed, low=0)
+    token_budget = None if token_budget is None else count("token_budget", token_budget)
+    instance("the estimator", estimator, Estimator, "f_dpg(divergences.jensen_shannon)")
+    check_callable("the policy", policy, fitted=True)
+    if proposal is not None:
+        check_callable("the proposal", proposal)
     bound, contexts = bind(target, prompts, columns)
     from_target = fits_samples(bound, estimator, proposal, prompts)
-    if prompts_per_step is not None and not 1 <= prompts_per_step <= len(contexts):
+    per_step = None if prompts_per_step is None else count("prompts_per_step", prompts_per_step)
+    if per_step is not None and per_step > len(contexts):
         raise ValueError(
             f"prompts_per_step must lie in 1 to {len(contexts)}, the number of prompts, got "
             f"{prompts_per_step}"
@@ -155,6 +185,17 @@ def fit(
         raise ValueError(
             "the policy has no trainable parameters; a CausalLM gets them with .trainable()"
         )
+    check_scheduler(scheduler, optimizer)
+    made = make_optimizer(parameters, optimizer, learning_rate)
+    clipped = check_clipping(max_grad_norm)
+    definition: dict[str, Any] = {
+        "n": n, "seed": seed, "reuse": reuse, "steps": steps, "prompts_per_step": per_step,
+        "max_grad_norm": clipped, "estimator": estimator.name, "target": bound.name,
+        "proposal": proposal is not None, **describe_contexts(contexts.prompts, contexts.columns),
+        "optimizer": describe_optimizer(made, scheduler),
+        "scheduler": describe_scheduler(scheduler),
+        "shapes": [list(p.shape) for p in parameters],
+    }  # fmt: skip
     run = _Fit(
         policy=policy,
         target=bound,
@@ -162,18 +203,19 @@ def fit(
         estimator=estimator,
         proposal=proposal,
         parameters=parameters,
-        optimizer=optimizer or torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0),
+        optimizer=made,
         scheduler=scheduler,
         generators={
             role: torch.Generator().manual_seed(seed + k * 2**32)
             for k, role in enumerate(("sampling", "prompts"))
         },
         n=n,
-        prompts_per_step=prompts_per_step,
-        max_grad_norm=max_grad_norm,
+        prompts_per_step=per_step,
+        max_grad_norm=clipped,
         token_budget=token_budget,
         estimator_state=estimator.init(),
         from_target=from_target,
+        definition=definition,
     )
     first = 0 if resume is None else run.restore(resume)
     return run.steps(first, steps, reuse)
@@ -214,12 +256,21 @@ class _Fit:
     estimator_state: dict[str, Any]
     from_target: bool
     """Whether the batch is drawn from the target's samples, in place of the policy."""
+    definition: dict[str, Any]
     batch: _Batch | None = None
 
     def steps(self, first: int, last: int, reuse: int) -> Iterator[Step]:
         """The generator that `fit` returns once its arguments are checked."""
+        skipped, accepted = 0.0, 0.0
         for index in range(first, last):
-            yield self.step(index, fresh=index % reuse == 0)
+            with alone():
+                step = self.step(index, fresh=index % reuse == 0)
+            skipped += step.metrics["skipped"]
+            accepted += step.metrics.get("acceptance", 1.0)
+            yield step
+        if first < last and skipped == last - first:
+            text = never_moved(self.target.name, last - first, accepted / (last - first))
+            warnings.warn(text, UserWarning, stacklevel=2)
 
     def step(self, index: int, *, fresh: bool) -> Step:
         """Draw (or reuse) a batch, compute its coefficients, and descend."""
@@ -232,15 +283,15 @@ class _Fit:
         on_policy = fresh and self.proposal is None and not self.from_target
         parts = _log_prob_in_parts(distribution, batch.outcomes, self.token_budget)
         if on_policy:
-            log_policy = batch.log_drawn
+            log_policy = batch.log_drawn.clone()
         else:
             log_policy, parts = self._score(distribution, batch, parts)
         clock.lap("score")
         weights = LogWeights(
             policy=log_policy,
-            target=batch.log_density,
-            proposal=None if on_policy else batch.log_drawn,
-            context=self.contexts.ids(batch.ids),
+            target=batch.log_density.clone(),
+            proposal=None if on_policy else batch.log_drawn.clone(),
+            context=self.contexts.ids(batch.ids, log_policy),
         )
         update = checked_update(self.estimator, self.estimator_state, weights)
         coefficients, info = update.coefficients, update.info
@@ -268,11 +319,15 @@ class _Fit:
             self.generators,
             self.estimator_state,
             asdict(batch),
+            self.definition,
         )
-        return Step(index, batch.outcomes, weights, metrics, state)
+        # A batch may be reused: what the caller gets, and may edit, is a copy.
+        return Step(index, own(batch.outcomes), weights, metrics, state)
 
     def restore(self, saved: Mapping[str, Any]) -> int:
         """Continue from a state that `FitState.state_dict` gave; returns its step."""
+        self.definition = compare(saved, self.definition, self.contexts.prompts)
+        check_policy(saved, self.parameters)
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.scheduler is not None and saved["scheduler"] is not None:
             self.scheduler.load_state_dict(saved["scheduler"])
@@ -295,12 +350,15 @@ class _Fit:
         outcomes, log_drawn = draw(distribution, self.n, self.generators["sampling"])
         clock.lap("sample")
         arguments = self.contexts.of_target(ids)
+        name = self.target.name
         with torch.no_grad():
-            log_prior = self.target.given(*arguments).log_prob(outcomes).double()
+            prior = self.target.given(*arguments)
+            log_prior = as_numbers(prior.log_prob(own(outcomes)), f"the prior of {name!r}")
             clock.lap("score")
-            potential = self.target.log_potential(outcomes, *arguments).double()
+            values = self.target.log_potential(outcomes, *arguments)
+            potential = as_numbers(values, f"the potential of {name!r}")
             clock.lap("reward")
-        density = add_potential(log_prior, potential, self.target.name)
+        density = add_potential(log_prior, potential, name)
         return _Batch(ids, outcomes, log_drawn.double(), log_prior, potential, density)
 
     def _draw_from_target(self, ids: Tensor, clock: "_Clock") -> _Batch:
@@ -358,17 +416,22 @@ def draw(distribution: Any, n: int, generator: torch.Generator) -> tuple[Any, Te
     """Outcomes (n, *contexts, ...) of any distribution, with log-probs, from a generator."""
     if isinstance(distribution, Continuations):
         return distribution.sample_with_log_prob((n,), generator=generator)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with alone(), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.set_rng_state(generator.get_state())
         outcomes = distribution.sample((n,))
         generator.set_state(torch.get_rng_state())
-        return outcomes, distribution.log_prob(outcomes)
+        return outcomes, distribution.log_prob(own(outcomes))
+
+
+def as_numbers(x: Any, what: str) -> Tensor:
+    """Values of a program, potential or feature in double precision; complex ones are refused."""
+    return as_real(torch.as_tensor(x), what).double()
 
 
 def _log_prob_in_parts(distribution: Any, outcomes: Any, token_budget: int | None) -> _Parts:
     """Log-probs with a graph, of flat row numbers: in parts where the distribution has them."""
     if not isinstance(distribution, Continuations):
-        log_prob = distribution.log_prob(outcomes).reshape(-1)
+        log_prob = distribution.log_prob(own(outcomes)).reshape(-1)
         yield torch.arange(len(log_prob), device=log_prob.device), log_prob
         return
     for rows in distribution.micro_batches(outcomes, token_budget):

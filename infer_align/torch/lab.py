@@ -173,7 +173,7 @@ class _Bench:
         self.parameters, self.outcomes = parameters, outcomes
         every = torch.arange(len(contexts))
         self.of_policy, self.of_target = contexts.of_policy(every), contexts.of_target(every)
-        self.ids = contexts.ids(every)
+        self.contexts, self.every = contexts, every
 
     def source(self) -> Any:
         """What outcomes are drawn from."""
@@ -236,7 +236,8 @@ class _Bench:
             potential = self.target.log_potential(y, *self.of_target).double()
             density = add_potential(prior, potential, self.target.name)
         proposal = None if self.proposal is None else log_drawn.double()
-        weights = LogWeights(log_prob.detach().double(), density, proposal, self.ids)
+        ids = self.contexts.ids(self.every, density)
+        weights = LogWeights(log_prob.detach().double(), density, proposal, ids)
         update = checked_update(estimator, state, weights)
         c = update.coefficients.to(log_prob)
         self._flat((c * torch.where(c != 0, log_prob, 0.0)).sum(), retain=False)

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from infer_align.torch._threads import alone
+
 if TYPE_CHECKING:
     from peft import PeftModel
 
@@ -63,7 +65,7 @@ class SharedModel:
 
         name = self._fresh_name()
         # peft draws initial values before it loads: keep them out of the caller's generator.
-        with torch.random.fork_rng():
+        with alone(), torch.random.fork_rng():
             if self.peft is None:
                 with _quiet_peft():
                     self.peft = PeftModel.from_pretrained(

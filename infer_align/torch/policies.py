@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from infer_align.torch import prompts as prompts_
 from infer_align.torch import scoring, storage
+from infer_align.torch._threads import alone
 from infer_align.torch.continuations import Continuations
 from infer_align.torch.gguf import load_gguf
 from infer_align.torch.networks import Network, SharedModel
@@ -281,7 +282,7 @@ class CausalLM:
             return policy
         if lora < 1:
             raise ValueError(f"lora is the rank of the adapter, at least 1, got {lora}")
-        with torch.random.fork_rng():
+        with alone(), torch.random.fork_rng():
             torch.manual_seed(seed)
             name = shared.add_adapter(
                 rank=lora, alpha=2 * lora if alpha is None else alpha, target_modules=target_modules

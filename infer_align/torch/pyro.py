@@ -16,8 +16,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from infer_align._numerics import own
+from infer_align._numerics import as_real, own
 from infer_align.targets import Constrained, Target, collecting
+from infer_align.torch._threads import alone
 
 __all__ = ["context_names", "target"]
 
@@ -116,7 +117,7 @@ class _ProgramView:
         return potential, moments
 
     def _terms(self, y: Outcome, contexts: Sequence[Any]) -> tuple[Tensor, Moments]:
-        with _Sites(self.name, y) as sites, collecting() as moments:
+        with alone(), _Sites(self.name, y) as sites, collecting() as moments:
             self.program(*contexts)
         sites.finish()
         for name, (value, _) in moments.items():
@@ -168,7 +169,7 @@ class ProgramPrior:
         """The distribution of the first latent site, given the contexts. Draws nothing."""
         first = _FirstSite()
         try:
-            with first, collecting():
+            with alone(), first, collecting():
                 self.program(*self.contexts)
         except _Enough:
             return first.distribution
@@ -182,7 +183,7 @@ class ProgramPrior:
         sample_shape : tuple of int
             ``(n,)`` for n outcomes.
         """
-        with _Sites(self.name, None, sample_shape) as sites, collecting():
+        with alone(), _Sites(self.name, None, sample_shape) as sites, collecting():
             self.program(*self.contexts)
         sites.finish()
         return sites.values if len(sites.values) > 1 else next(iter(sites.values.values()))
@@ -197,7 +198,7 @@ class ProgramPrior:
         """
         sites = _Sites(self.name, value, stop=not isinstance(value, dict))
         try:
-            with sites, collecting():
+            with alone(), sites, collecting():
                 self.program(*self.contexts)
         except _Enough:
             pass
@@ -301,6 +302,7 @@ class _Sites(Messenger):
                 f"are {sorted(self.values)}"
             )
         for msg, term in self.terms:
+            as_real(term, f"site {msg['name']!r} of program {self.program!r}")
             if term.shape != self.shape:
                 raise ValueError(
                     f"site {msg['name']!r} of program {self.program!r} has log-probability of "

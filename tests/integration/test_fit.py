@@ -571,7 +571,8 @@ def test_a_target_that_accepts_nothing_is_skipped_and_said(divergence: FDivergen
     policy = lm.trainable()
     before = flat(policy)
     goal = tilted(lm, lambda y: indicator(points(y) > 99))
-    ran = list(fit(policy, goal, estimators.f_dpg(divergence), prompts=PROMPTS, n=4, steps=2))
+    with pytest.warns(UserWarning, match=r"all 2 steps were skipped"):
+        ran = list(fit(policy, goal, estimators.f_dpg(divergence), prompts=PROMPTS, n=4, steps=2))
     assert [s.metrics["skipped"] for s in ran] == [1.0, 1.0]
     assert [s.metrics["acceptance"] for s in ran] == [0.0, 0.0]
     assert torch.equal(flat(policy), before)
