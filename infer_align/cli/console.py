@@ -10,6 +10,7 @@ import io
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -145,6 +146,15 @@ def record(value: Any) -> None:
 def notice(text: str) -> None:
     """Print a line on standard error: something to know, not an error."""
     typer.secho(f"note: {printable(text)}", fg="yellow", err=True)
+
+
+@contextmanager
+def warnings_as_notices() -> Iterator[None]:
+    """Print warnings as notices: without the place in the library that they come from."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=UserWarning)
+        warnings.showwarning = lambda message, *rest: notice(str(message))
+        yield
 
 
 def console() -> "Console":

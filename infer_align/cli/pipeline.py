@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from infer_align import _files
 from infer_align.cli import evaluation, metrics
-from infer_align.cli.console import live_text, meter, notice, say
+from infer_align.cli.console import live_text, meter, notice, say, warnings_as_notices
 from infer_align.cli.errors import DEBUG, Stop, explain
 from infer_align.cli.job import Job
 from infer_align.cli.locks import Lock
@@ -182,6 +182,7 @@ def train(
     first = 0 if saved is None else int(saved["index"])
     accepted, useful = 0.0, 0
     with (
+        warnings_as_notices(),
         metrics.appending(folder, keep=first) as file,
         meter("step", s.steps, done=first) as bar,
         interruptible() as request,

@@ -125,13 +125,14 @@ def make_estimator(s: Settings, num_prompts: int) -> "Estimator":
             + (f", or take --estimator {' or '.join(having)}" if having else "")
         )
     baseline = None if s.baseline is None else _baseline(s.baseline)
+    _check_log_z(s, num_prompts)
     log_z = None if s.log_z is None else _log_z(s.log_z, num_prompts)
     if s.estimator == "reinforce":
         made = estimators.reinforce(baseline=baseline, truncate=s.truncate)
     elif s.estimator == "vargrad":
         made = estimators.vargrad()
     elif s.estimator == "trajectory_balance":
-        made = estimators.trajectory_balance(log_z=log_z)
+        made = estimators.trajectory_balance(log_z=log_z or _log_z("learnt", num_prompts))
     else:
         divergence = make_divergence(s.divergence or "jensen_shannon")
         made = estimators.f_dpg(
@@ -170,14 +171,27 @@ def _baseline(name: str) -> "Baseline":
     return getattr(estimators, name)()
 
 
+def _check_log_z(s: Settings, num_prompts: int) -> None:
+    """Refuse one log Z for prompts that change from step to step."""
+    by_turns = s.prompts_per_step is not None and s.prompts_per_step < num_prompts
+    if s.log_z == "running" and by_turns:
+        raise Stop(
+            f"--log-z running is for prompts that are the same at every step, and {num_prompts} "
+            f"prompts come by turns (--prompts-per-step {s.prompts_per_step}); take --log-z "
+            "per_context, which keeps one for each prompt"
+        )
+
+
 def _log_z(name: str, num_prompts: int) -> "LogZ":
+    import numpy as np
+
     from infer_align import estimators
 
     rules: dict[str, Callable[[], LogZ]] = {
         "batch": estimators.batch_log_z,
         "running": estimators.running_log_z,
         "per_context": lambda: estimators.per_context_log_z(num_prompts),
-        "learnt": estimators.learnt_log_z,
+        "learnt": lambda: estimators.learnt_log_z(np.zeros(num_prompts)),
     }
     if name in rules:
         return rules[name]()

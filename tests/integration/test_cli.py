@@ -424,3 +424,19 @@ def test_missing_extra_names_the_line_that_installs_it() -> None:
     done = without_extras("demo", "--model", "tiny_gpt2")
     assert done.returncode == 2, done.stderr
     assert "pip install 'infer_align[torch]'" in done.stderr
+
+
+def test_trajectory_balance_fits_several_prompts(work: Path) -> None:
+    done = fit("tb", "--estimator", "trajectory_balance", "--steps", "2", "--n-assess", "0")
+    assert done.exit_code == 0, done.output
+    assert [row["skipped"] for row in metrics("tb")] == [0.0, 0.0]
+
+
+def test_more_steps_of_a_schedule_say_what_the_rate_does(work: Path) -> None:
+    plain = ("--schedule", "linear", "--n-assess", "0")
+    assert fit("part", *plain, "--steps", "3").exit_code == 0
+    more = run("fit", "--resume", "--run-dir", "part", "--steps", "5", "--n-assess", "0")
+    assert more.exit_code == 0, more.output
+    assert "note: steps is 5 and was 3" in " ".join(more.stderr.split())
+    rates = [row["learning_rate"] for row in metrics("part")]
+    assert rates == pytest.approx([2e-4, 1.1e-4, 2e-5, 2e-5, 2e-5])

@@ -11,6 +11,7 @@ import pytest
 from infer_align import divergences, estimators
 from infer_align.cli import console, data, figures, loader, metrics, runs, settings
 from infer_align.cli.errors import Stop, describe, explain
+from infer_align.estimators import LogWeights
 
 
 @pytest.mark.parametrize("name", settings.DIVERGENCES)
@@ -38,6 +39,21 @@ def test_settings_name_estimators() -> None:
         settings.make_estimator(settings.Settings(target="t.py", log_z=rule), 3)
     for baseline in settings.BASELINES:
         settings.make_estimator(settings.Settings(target="t.py", baseline=baseline), 3)
+
+
+def test_log_z_is_that_of_each_prompt() -> None:
+    """Learnt by default in trajectory balance, one for each of three prompts, by their ids."""
+    weights = LogWeights(
+        np.array([[0.0, 1.0], [0.0, 1.0]]), np.zeros((2, 2)), context=np.array([0, 2])
+    )
+    chosen = settings.Settings(target="t.py", estimator="trajectory_balance")
+    made = settings.make_estimator(chosen, 3)
+    _, state, _ = made.update(made.init(), weights)
+    np.testing.assert_allclose(state["log_z"]["log_z"], [0.0, 0.0, -0.05])  # .1 of 1 over 2
+    by_turns = settings.Settings(target="t.py", log_z="running", prompts_per_step=2)
+    with pytest.raises(Stop, match="take --log-z per_context"):
+        settings.make_estimator(by_turns, 3)
+    assert "running" in settings.make_estimator(by_turns, 2).name  # both at every step
 
 
 def test_settings_survive_the_config() -> None:
