@@ -5,10 +5,31 @@ from typing import Any
 
 import torch
 
-from infer_align._arguments import instance, positive
+from infer_align._arguments import count, instance, positive
 
 RATE = 2e-4
 """Learning rate of the default optimiser."""
+
+
+def trainable(policy: Any) -> list[torch.nn.Parameter]:
+    """The parameters that a fit moves; ValueError if there are none."""
+    found = [p for p in policy.parameters() if p.requires_grad]
+    if not found:
+        raise ValueError(
+            "the policy has no trainable parameters; a CausalLM gets them with .trainable()"
+        )
+    return found
+
+
+def check_per_step(given: int | None, prompts: int) -> int | None:
+    """How many prompts come at a step; ValueError for more than there are."""
+    if given is None:
+        return None
+    if count("prompts_per_step", given) > prompts:
+        raise ValueError(
+            f"prompts_per_step must lie in 1 to {prompts}, the number of prompts, got {given}"
+        )
+    return int(given)
 
 
 def make_optimizer(

@@ -12,9 +12,9 @@ from infer_align._numerics import own
 from infer_align.diagnostics._unseen import if_prior
 from infer_align.estimators import LogWeights
 from infer_align.targets import Target, add_potential, check_provides
+from infer_align.torch._drawing import as_numbers, draw
 from infer_align.torch.contexts import bind, check_callable
 from infer_align.torch.continuations import Continuations
-from infer_align.torch.fit import as_numbers, draw
 from infer_align.torch.pyro import Program
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from infer_align._arguments import count, instance
-from infer_align._numerics import as_real, own
+from infer_align._numerics import own
 from infer_align.diagnostics import batch_metrics
 from infer_align.diagnostics._batch import never_moved
 from infer_align.estimators import Estimator, LogWeights, checked_update
@@ -30,11 +30,24 @@ from infer_align.torch._definition import (
     describe_scheduler,
     fingerprint,
 )
-from infer_align.torch._steps import check_clipping, check_scheduler, make_optimizer
+from infer_align.torch._drawing import (
+    Parts,
+    as_numbers,
+    draw,
+    log_prob_in_parts,
+    one_part,
+    tokens,
+)
+from infer_align.torch._steps import (
+    check_clipping,
+    check_per_step,
+    check_scheduler,
+    make_optimizer,
+    trainable,
+)
 from infer_align.torch._support import refuse_moving_support
 from infer_align.torch._threads import alone
 from infer_align.torch.contexts import Contexts, bind, check_callable
-from infer_align.torch.continuations import Continuations
 from infer_align.torch.demonstrations import draw_data, fits_samples
 from infer_align.torch.pyro import Program
 
@@ -174,28 +187,9 @@ def fit(
         check_callable("the proposal", proposal)
     bound, contexts = bind(target, prompts, columns)
     from_target = fits_samples(bound, estimator, proposal, prompts)
-    per_step = None if prompts_per_step is None else count("prompts_per_step", prompts_per_step)
-    if per_step is not None and per_step > len(contexts):
-        raise ValueError(
-            f"prompts_per_step must lie in 1 to {len(contexts)}, the number of prompts, got "
-            f"{prompts_per_step}"
-        )
-    parameters = [p for p in policy.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError(
-            "the policy has no trainable parameters; a CausalLM gets them with .trainable()"
-        )
+    parameters = trainable(policy)
     check_scheduler(scheduler, optimizer)
     made = make_optimizer(parameters, optimizer, learning_rate)
-    clipped = check_clipping(max_grad_norm)
-    definition: dict[str, Any] = {
-        "n": n, "seed": seed, "reuse": reuse, "steps": steps, "prompts_per_step": per_step,
-        "max_grad_norm": clipped, "estimator": estimator.name, "target": bound.name,
-        "proposal": proposal is not None, **describe_contexts(contexts.prompts, contexts.columns),
-        "optimizer": describe_optimizer(made, scheduler),
-        "scheduler": describe_scheduler(scheduler),
-        "shapes": [list(p.shape) for p in parameters],
-    }  # fmt: skip
     run = _Fit(
         policy=policy,
         target=bound,
@@ -210,18 +204,15 @@ def fit(
             for k, role in enumerate(("sampling", "prompts"))
         },
         n=n,
-        prompts_per_step=per_step,
-        max_grad_norm=clipped,
+        prompts_per_step=check_per_step(prompts_per_step, len(contexts)),
+        max_grad_norm=check_clipping(max_grad_norm),
         token_budget=token_budget,
         estimator_state=estimator.init(),
         from_target=from_target,
-        definition=definition,
     )
+    run.definition = run.define(seed, steps, reuse)
     first = 0 if resume is None else run.restore(resume)
     return run.steps(first, steps, reuse)
-
-
-_Parts = Iterator[tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -256,7 +247,7 @@ class _Fit:
     estimator_state: dict[str, Any]
     from_target: bool
     """Whether the batch is drawn from the target's samples, in place of the policy."""
-    definition: dict[str, Any]
+    definition: dict[str, Any] = field(default_factory=dict)
     batch: _Batch | None = None
 
     def steps(self, first: int, last: int, reuse: int) -> Iterator[Step]:
@@ -272,6 +263,19 @@ class _Fit:
             text = never_moved(self.target.name, last - first, accepted / (last - first))
             warnings.warn(text, UserWarning, stacklevel=2)
 
+    def define(self, seed: int, steps: int, reuse: int) -> dict[str, Any]:
+        """What makes this fit the one it is, as plain values."""
+        return {
+            "n": self.n, "seed": seed, "reuse": reuse, "steps": steps,
+            "prompts_per_step": self.prompts_per_step, "max_grad_norm": self.max_grad_norm,
+            "estimator": self.estimator.name, "target": self.target.name,
+            "proposal": self.proposal is not None,
+            **describe_contexts(self.contexts.prompts, self.contexts.columns),
+            "optimizer": describe_optimizer(self.optimizer, self.scheduler),
+            "scheduler": describe_scheduler(self.scheduler),
+            "shapes": [list(p.shape) for p in self.parameters],
+        }  # fmt: skip
+
     def step(self, index: int, *, fresh: bool) -> Step:
         """Draw (or reuse) a batch, compute its coefficients, and descend."""
         clock = _Clock()
@@ -281,7 +285,7 @@ class _Fit:
         distribution = self.policy(*self.contexts.of_policy(batch.ids))
         refuse_moving_support(distribution, self.parameters)
         on_policy = fresh and self.proposal is None and not self.from_target
-        parts = _log_prob_in_parts(distribution, batch.outcomes, self.token_budget)
+        parts = log_prob_in_parts(distribution, batch.outcomes, self.token_budget)
         if on_policy:
             log_policy = batch.log_drawn.clone()
         else:
@@ -311,7 +315,7 @@ class _Fit:
         metrics |= {"skipped": float(skipped), "learning_rate": self._learning_rate()}
         if self.scheduler is not None and not skipped:
             self.scheduler.step()
-        metrics |= {"tokens": float(_tokens(distribution, batch.outcomes)), **clock.seconds}
+        metrics |= {"tokens": float(tokens(distribution, batch.outcomes)), **clock.seconds}
         state = FitState(
             index + 1,
             self.optimizer,
@@ -375,9 +379,9 @@ class _Fit:
         nothing = torch.zeros(self.n, *shape, dtype=torch.float64, device=device)
         return _Batch(ids, outcomes, nothing, nothing, nothing, nothing)
 
-    def _score(self, distribution: Any, batch: _Batch, parts: _Parts) -> tuple[Tensor, _Parts]:
+    def _score(self, distribution: Any, batch: _Batch, parts: Parts) -> tuple[Tensor, Parts]:
         """Log-probs at these parameters; a batch that is one part keeps its graph for later."""
-        if _one_part(distribution, batch.outcomes, self.token_budget):
+        if one_part(distribution, batch.outcomes, self.token_budget):
             rows, log_prob = next(parts)
             scored = torch.empty_like(batch.log_drawn).reshape(-1)
             scored[rows] = log_prob.detach().to(scored)
@@ -385,7 +389,7 @@ class _Fit:
         with torch.no_grad():
             return distribution.log_prob(batch.outcomes).double(), parts
 
-    def _descend(self, parts: _Parts, coefficients: Tensor, log_policy: Tensor) -> dict[str, float]:
+    def _descend(self, parts: Parts, coefficients: Tensor, log_policy: Tensor) -> dict[str, float]:
         """One optimiser step along (c * log_prob).sum(), in micro-batches."""
         self.optimizer.zero_grad(set_to_none=True)
         c, expected = coefficients.reshape(-1), log_policy.reshape(-1)
@@ -410,45 +414,6 @@ class _Fit:
 
     def _learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
-
-
-def draw(distribution: Any, n: int, generator: torch.Generator) -> tuple[Any, Tensor]:
-    """Outcomes (n, *contexts, ...) of any distribution, with log-probs, from a generator."""
-    if isinstance(distribution, Continuations):
-        return distribution.sample_with_log_prob((n,), generator=generator)
-    with alone(), torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.set_rng_state(generator.get_state())
-        outcomes = distribution.sample((n,))
-        generator.set_state(torch.get_rng_state())
-        return outcomes, distribution.log_prob(own(outcomes))
-
-
-def as_numbers(x: Any, what: str) -> Tensor:
-    """Values of a program, potential or feature in double precision; complex ones are refused."""
-    return as_real(torch.as_tensor(x), what).double()
-
-
-def _log_prob_in_parts(distribution: Any, outcomes: Any, token_budget: int | None) -> _Parts:
-    """Log-probs with a graph, of flat row numbers: in parts where the distribution has them."""
-    if not isinstance(distribution, Continuations):
-        log_prob = distribution.log_prob(own(outcomes)).reshape(-1)
-        yield torch.arange(len(log_prob), device=log_prob.device), log_prob
-        return
-    for rows in distribution.micro_batches(outcomes, token_budget):
-        yield rows, distribution.log_prob_rows(outcomes, rows)
-
-
-def _one_part(distribution: Any, outcomes: Any, token_budget: int | None) -> bool:
-    if not isinstance(distribution, Continuations):
-        return True
-    return len(list(distribution.micro_batches(outcomes, token_budget))) == 1
-
-
-def _tokens(distribution: Any, outcomes: Any) -> int:
-    if isinstance(distribution, Continuations):
-        return int(distribution.lengths(outcomes).sum())
-    sites = outcomes.values() if isinstance(outcomes, dict) else [outcomes]
-    return sum(y.numel() for y in sites)
 
 
 @dataclass

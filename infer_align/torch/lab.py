@@ -16,8 +16,8 @@ from infer_align.diagnostics import _policy_gradients as listed_
 from infer_align.estimators import Estimator, LogWeights, checked_update
 from infer_align.exact import Space
 from infer_align.targets import Target, add_potential
+from infer_align.torch._drawing import draw
 from infer_align.torch.contexts import Contexts, bind
-from infer_align.torch.fit import draw
 from infer_align.torch.pyro import Program
 
 __all__ = ["compare_policy_gradients"]

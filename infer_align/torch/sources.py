@@ -17,9 +17,9 @@ from infer_align.samplers import (
     mixture_log_weights,
 )
 from infer_align.targets import Target, add_potential, check_provides
+from infer_align.torch._drawing import draw
 from infer_align.torch.contexts import Contexts, bind
 from infer_align.torch.continuations import Continuations
-from infer_align.torch.fit import draw
 from infer_align.torch.pyro import Program, ProgramPrior
 
 __all__ = ["Mixture", "mixture", "source"]
