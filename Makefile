@@ -4,15 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # Two processes with two spinning threads each cost up to 20x on two cores.
-test test-slow lint types docs bench mutants: export OMP_NUM_THREADS = 1
+test test-slow test-oldest lint types docs bench mutants: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint types docs bench mutants clean
+.PHONY: help env demo test test-slow test-oldest lint types docs bench mutants clean
 
 help:
 	@echo 'make demo       fit SmolLM2-135M to a sentiment posterior and show before/after'
 	@echo 'make test       everything that CI runs: lint, types, contracts, tests, tutorials, docs'
-	@echo 'make test-slow  the slow tests and the wheel checks, once per issue'
+	@echo 'make test-slow  the slow tests, the wheel checks and test-oldest, once per issue'
+	@echo 'make test-oldest  the tests at the lower bounds: the core alone, and with [jax]'
 	@echo 'make lint | types | docs | bench | mutants | clean'
 
 env:
@@ -30,6 +31,9 @@ test:
 
 test-slow:
 	@start=$$(date +%s) && sh scripts/env.sh $(VENV) && $(BIN)/python scripts/ci.py --slow --started $$start
+
+test-oldest: env
+	@$(BIN)/python scripts/ci.py --only oldest
 
 lint: env
 	@$(BIN)/python scripts/ci.py --only lint

@@ -6,6 +6,10 @@ cheap. The library itself never touches these settings.
 
 import os
 import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 
 # With two workers on two cores, oversubscribed threads cost 20x.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -40,3 +44,21 @@ class _OfflineSocket(socket.socket):
 
 socket.socket = _OfflineSocket  # type: ignore[misc]
 socket.getaddrinfo = _refuse  # type: ignore[assignment]
+
+# What the extras bring: without them the core's own tests run.
+OPTIONAL = {"jax", "numpyro", "optax", "torch", "pyro", "transformers", "peft", "safetensors"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[Any]:
+    """Skip a module whose libraries are not installed; any other failed import stays an error."""
+    report = yield
+    call = getattr(report, "call", None)
+    error = getattr(call and call.excinfo, "value", None)
+    while error is not None and not isinstance(error, ModuleNotFoundError):
+        error = error.__cause__ or error.__context__
+    if report.outcome == "failed" and (name := getattr(error, "name", None) or ""):
+        if (library := name.partition(".")[0]) in OPTIONAL:
+            report.outcome = "skipped"
+            report.longrepr = (str(collector.path), 0, f"Skipped: {library} is not installed")
+    return report

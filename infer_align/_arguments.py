@@ -5,6 +5,7 @@ and nothing is rounded.
 """
 
 import math
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -75,6 +76,23 @@ def instance(what: str, value: T, kind: type, example: str) -> T:
             f"give one, such as {example}"
         )
     return value
+
+
+def installed(package: str, extra: str, *libraries: str) -> None:
+    """Whether the libraries of an extra are there, before a package of ours imports them.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        With the command that installs them.
+    """
+    for library in libraries:
+        if find_spec(library) is None:
+            raise ModuleNotFoundError(
+                f"{package} needs {library}, which is not installed: "
+                f"pip install 'infer_align[{extra}]'",
+                name=library,
+            )
 
 
 def _real(what: str, value: Any, need: str) -> float:

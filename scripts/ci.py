@@ -146,6 +146,11 @@ def wheel() -> bool:
     return run(sys.executable, ROOT / "scripts" / "check_wheel.py")
 
 
+def oldest() -> bool:
+    """The tests at the lower bounds of the core, and of the core with [jax]."""
+    return run(sys.executable, ROOT / "scripts" / "oldest.py")
+
+
 def bench() -> bool:
     """Every benchmark script, at its default size."""
     scripts = sorted((ROOT / "benchmarks").glob("*.py"))
@@ -161,7 +166,11 @@ FAST: list[tuple[str, Callable[[], bool]]] = [
     ("papers", papers),
     ("docs", docs),
 ]
-SLOW: list[tuple[str, Callable[[], bool]]] = [("slow tests", slow_tests), ("wheel", wheel)]
+SLOW: list[tuple[str, Callable[[], bool]]] = [
+    ("slow tests", slow_tests),
+    ("wheel", wheel),
+    ("oldest", oldest),
+]
 STAGES = dict([*FAST, *SLOW, ("bench", bench)])
 
 

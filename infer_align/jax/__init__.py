@@ -9,7 +9,7 @@ NumPy float64 before anything is subtracted, so weights, coefficients and diagno
 either way.
 """
 
-from infer_align.jax import programs
+from infer_align.jax import _installed, programs  # noqa: F401
 from infer_align.jax.best_of_n import BestOfN
 from infer_align.jax.diagnostics import assess
 from infer_align.jax.fit import FitState, Step, fit, policy_gradient

@@ -1,5 +1,6 @@
 """Language models in torch: policies, targets from Pyro programs, fits, and their checkpoints."""
 
+from infer_align.torch import _installed  # noqa: F401
 from infer_align.torch.assess import Draws, assess, collect
 from infer_align.torch.best_of_n import BestOfN
 from infer_align.torch.checkpoints import load_checkpoint, save_checkpoint

@@ -2,10 +2,8 @@
 
 import math
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 import xarray
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +13,7 @@ from infer_align.diagnostics import Estimate
 from infer_align.diagnostics._draws import draws
 from infer_align.diagnostics._estimates import moments
 from infer_align.estimators import LogWeights
+from tests.libraries import jnp, torch
 
 POLICY = np.array([0.05, 0.1, 0.15, 0.2, 0.2, 0.3])
 DENSITY = 3.0 * np.array([0.1, 0.05, 0.25, 0.3, 0.2, 0.1])  # Z = 3

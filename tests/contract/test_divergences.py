@@ -2,13 +2,11 @@
 
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from infer_align import divergences, testing
+from tests.libraries import jax, jnp, torch
 
 LIBRARIES = {"numpy": np, "jax": jnp, "torch": torch}
 POLICY, TARGET = np.log([0.7, 0.2, 0.1]), np.log([0.2, 0.3, 0.5])

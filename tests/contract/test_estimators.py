@@ -3,14 +3,12 @@
 import itertools
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from infer_align import divergences, estimators, testing
 from infer_align.estimators import Claim, LogWeights
+from tests.libraries import jax, jnp, torch
 
 POLICY = np.log([0.36, 0.24, 0.20, 0.12, 0.05, 0.03])
 TARGET = np.log([0.10, 0.32, 0.05, 0.28, 0.17, 0.08])

@@ -4,10 +4,8 @@ import itertools
 import math
 import warnings
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
@@ -26,6 +24,7 @@ from infer_align.exact.asymptotics import (
 )
 from infer_align.exact.selection import log_kl_to_best_of_n
 from infer_align.exact.tilts import beta_for_kl, closeness, frontier
+from tests.libraries import jnp, torch
 
 P = [0.5, 0.3, 0.2]
 Q = ["0.2", "0.3", "0.5"]

@@ -3,14 +3,13 @@
 import itertools
 import math
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from infer_align.exact import Automaton, Chain, best_of_n, log_rewards
 from infer_align.exact.selection import autoregressive
 from tests.chain_zoo import BIGRAMS, M1, levels, paths
+from tests.libraries import jnp, torch
 
 HIDDEN = ([0.6, 0.4], [[0.9, 0.1], [0.2, 0.8]], [[0.7, 0.3, 0.0], [0.1, 0.3, 0.6]])
 

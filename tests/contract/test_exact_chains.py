@@ -3,16 +3,14 @@
 import itertools
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from infer_align.exact import Chain, _chain_law, best_of_n, log_rewards
 from infer_align.exact.selection import autoregressive
 from infer_align.exact.tilts import beta_for_kl, closeness
 from tests.chain_zoo import BIGRAMS, HOLES, M1, levels, paths
+from tests.libraries import jax, jnp, torch
 
 LOG_Q = [0.1, 0.2, 0.4, 0.3]
 """Products tie, 0.1 · 0.4 = 0.2 · 0.2, and logarithms of 2, 3 and 5 lie on no lattice."""

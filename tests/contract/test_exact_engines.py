@@ -2,8 +2,6 @@
 
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +12,7 @@ from infer_align.exact._lattice import attainable_sums
 from infer_align.exact._letters import merged_letters
 from infer_align.exact._saddle import by_saddle_point
 from tests.exact_zoo import sequences
+from tests.libraries import jax, jnp
 
 THREE = ("0.5", "0.3", "0.2")
 FFT = "tilted FFT"

@@ -6,11 +6,8 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +22,7 @@ from infer_align.exact import (
 )
 from infer_align.exact.tilts import beta_for_kl
 from tests.exact_zoo import levels, log_of
+from tests.libraries import jax, jnp, torch
 
 LOGS = [-1.6094379124341003, -1.2039728043259361, -0.6931471805599453]
 THREE = ("0.5", "0.3", "0.2")

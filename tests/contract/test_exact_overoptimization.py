@@ -3,14 +3,13 @@
 import itertools
 import math
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from infer_align import Target, exact, tilt, uncertainty_weighted, worst_case
 from infer_align.exact import RewardLaw, best_of_n, log_rewards, reward_law, reward_law_of_counts
 from infer_align.exact import overoptimization as over
+from tests.libraries import jnp, torch
 
 P = np.array([0.5, 0.3, 0.2])
 PROXY, GOLD = [0, 1, 2], [0.0, 1.0, 0.5]

@@ -6,14 +6,12 @@ sees it.
 
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from infer_align import divergences, estimators
 from infer_align.estimators import LogWeights
+from tests.libraries import jax, jnp, torch
 
 LIBRARIES = {"numpy": np, "jax": jnp, "torch": torch}
 

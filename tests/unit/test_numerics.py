@@ -2,12 +2,11 @@
 
 import math
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from infer_align import _numerics as numerics
+from tests.libraries import jnp, torch
 
 LIBRARIES = pytest.mark.parametrize("xp", [np, jnp, torch], ids=["numpy", "jax", "torch"])
 

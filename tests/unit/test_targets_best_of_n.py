@@ -4,11 +4,8 @@ import inspect
 import itertools
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from scipy.integrate import quad
 
 from infer_align import (
@@ -29,6 +26,7 @@ from infer_align.diagnostics._summary import summarise
 from infer_align.divergences import forward_kl, jensen_shannon, reverse_kl, total_variation
 from infer_align.estimators import LogWeights
 from infer_align.exact import RewardLaw, log_rewards, reward_law, selection
+from tests.libraries import jax, jnp, torch
 
 P = np.array([0.1, 0.4, 0.3, 0.2])
 R = np.array([1.0, 0.5, 1.0, -2.0])

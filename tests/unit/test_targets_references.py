@@ -3,10 +3,8 @@
 import itertools
 import math
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from infer_align import Space, Target, condition, product, tilt, uncertainty_weighted, worst_case
 from infer_align.targets import (
@@ -18,6 +16,7 @@ from infer_align.targets import (
     teacher,
     temper,
 )
+from tests.libraries import jnp, torch
 
 A = np.log([0.5, 0.3, 0.15, 0.05])
 B = np.log([0.1, 0.2, 0.3, 0.4])
