@@ -5,8 +5,10 @@ cheap. The library itself never touches these settings.
 """
 
 import os
+import re
 import socket
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -46,19 +48,40 @@ socket.socket = _OfflineSocket  # type: ignore[misc]
 socket.getaddrinfo = _refuse  # type: ignore[assignment]
 
 # What the extras bring: without them the core's own tests run.
-OPTIONAL = {"jax", "numpyro", "optax", "torch", "pyro", "transformers", "peft", "safetensors"}
+OPTIONAL = {
+    "jax", "numpyro", "optax", "torch", "pyro", "transformers", "peft", "safetensors", "sacrebleu",
+}  # fmt: skip
+
+
+def _lacks(error: BaseException | None) -> str | None:
+    """The optional library for whose absence something failed, also in a program that it ran."""
+    while error is not None:
+        inside = getattr(error, "exc_info", (None, None))[1]  # of a doctest
+        words = f"{error} {inside if inside is not None else ''}"
+        for library in OPTIONAL:
+            absent = rf"No module named '{library}\b|\b{library}[a-z ,]* is not installed"
+            if re.search(absent, words) and find_spec(library) is None:
+                return library
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _skip(report: Any, call: Any, path: Any) -> Any:
+    error = getattr(call and call.excinfo, "value", None)
+    if report.outcome == "failed" and (library := _lacks(error)):
+        report.outcome = "skipped"
+        report.longrepr = (str(path), 0, f"Skipped: {library} is not installed")
+    return report
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[Any]:
     """Skip a module whose libraries are not installed; any other failed import stays an error."""
     report = yield
-    call = getattr(report, "call", None)
-    error = getattr(call and call.excinfo, "value", None)
-    while error is not None and not isinstance(error, ModuleNotFoundError):
-        error = error.__cause__ or error.__context__
-    if report.outcome == "failed" and (name := getattr(error, "name", None) or ""):
-        if (library := name.partition(".")[0]) in OPTIONAL:
-            report.outcome = "skipped"
-            report.longrepr = (str(collector.path), 0, f"Skipped: {library} is not installed")
-    return report
+    return _skip(report, getattr(report, "call", None), collector.path)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[Any]:
+    """Skip a test that imports one of them itself, or runs what does."""
+    return _skip((yield), call, item.path)

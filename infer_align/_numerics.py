@@ -162,6 +162,29 @@ def cumulative_logsumexp(x: Array) -> Array:
     return x
 
 
+def check_defined(values: Array, what: str) -> Array:
+    """The values themselves: log-densities are finite, or -inf for what is rejected.
+
+    Inside ``jax.jit``, where they are not known, nothing is checked.
+
+    Raises
+    ------
+    ValueError
+        For NaN and +inf.
+    """
+    xp = namespace(values)
+    try:
+        number = int(xp.sum(xp.astype(xp.isnan(values) | (values == math.inf), xp.int32)))
+    except TypeError:  # a JAX tracer
+        return values
+    if number:
+        raise ValueError(
+            f"{what} is NaN or +inf for {number} of {math.prod(values.shape)} entries; it must "
+            "be finite, or -inf for an outcome that is rejected"
+        )
+    return values
+
+
 def concrete(x: Array) -> np.ndarray | None:
     """The values of an array as NumPy's, or None where they are not known while tracing."""
     if array_api_compat.is_torch_array(x):

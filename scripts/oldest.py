@@ -81,6 +81,7 @@ def try_set(name: str, pytest_arguments: list[str]) -> bool:
             and run(python, "-m", "infer_align.cli", "models", **environment)
             and run(
                 python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *QUIET, "-n", "2",
+                "--ignore=tests/architecture",  # of the tree, whatever is installed
                 "--dist", "worksteal", *pytest_arguments, **environment,
             )
         )  # fmt: skip

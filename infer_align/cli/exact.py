@@ -12,7 +12,7 @@ from infer_align.cli import data
 from infer_align.cli import options as o
 from infer_align.cli.console import delivered, notice, record, say
 from infer_align.cli.errors import Stop, explain, reported
-from infer_align.cli.loader import Loaded, check_call, check_program, find, load_any, split
+from infer_align.cli.loader import Loaded, check_call, check_program, find, load_any, numpyro_program, split
 from infer_align.cli.tables import print_table
 
 PANEL = "A memoryless model (--memoryless)"
@@ -139,7 +139,7 @@ def _declared(
     loaded = load_any(path, name)
     check_call(loaded.make, f"{path}:{name}", () if numpyro else ("lm",))
     beta = loaded.beta
-    program, contexts = (loaded.make(), ()) if numpyro else _pyro(loaded)
+    program, contexts = (numpyro_program(loaded), ()) if numpyro else _pyro(loaded)
     check_program(program, f"{path}:{name}")
     from infer_align.exact import reports
 

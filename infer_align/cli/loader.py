@@ -262,6 +262,15 @@ def check_program(program: Any, where: str) -> None:
         )
 
 
+def numpyro_program(loaded: Loaded) -> Any:
+    """The NumPyro target of a file: what its function returns, or the function if it draws."""
+    from numpyro import handlers
+
+    with handlers.block(), handlers.seed(rng_seed=0), handlers.trace() as sites:
+        made = loaded.make()
+    return loaded.make if sites else made
+
+
 def _names() -> Sequence[str]:
     try:
         return [path.stem for path in catalogue_folder().glob("[!_]*.py")]

@@ -13,7 +13,7 @@ from infer_align.cli import options as o
 from infer_align.cli.console import delivered, notice, record
 from infer_align.cli.errors import Stop, reported
 from infer_align.cli.escapes import printable
-from infer_align.cli.loader import check_call, check_program, find, load_any, split
+from infer_align.cli.loader import check_call, check_program, find, load_any, numpyro_program, split
 from infer_align.cli.runs import RunFolder
 from infer_align.cli.settings import Settings
 from infer_align.cli.using import LoadedRun, Prompts, Seed, load_run
@@ -181,7 +181,7 @@ def _numpyro(path: Path, name: str, seed: int) -> "tuple[Source, Any]":
     loaded = load_any(path, name)
     check_call(loaded.make, f"{path}:{name}", ())
     twist = None if loaded.option("twist") is None else loaded.call("twist")
-    program = loaded.make()
+    program = numpyro_program(loaded)
     check_program(program, f"{path}:{name}")
     return source(jax.random.key(seed), program), twist
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from infer_align._numerics import Array, concrete, namespace
+from infer_align._numerics import Array, check_defined, concrete, namespace
 from infer_align.exact._automaton import Automaton
 from infer_align.exact._structure import HasSite, SequenceModel, as_target, sequence_model
 from infer_align.targets import Target
@@ -65,7 +65,9 @@ class Problem:
             extra = (1 << (len(chunk) - 1).bit_length()) - len(chunk)
             padded = np.concatenate([chunk, np.repeat(chunk[-1:], extra, axis=0)])
             y = self.model.outcomes(padded, self.like)
-            parts.append(self._evaluate(y, automata=automata)[: len(chunk)])
+            values = self._evaluate(y, automata=automata)[: len(chunk)]
+            name = f"the log-potential of target {self.target.name!r}"
+            parts.append(check_defined(values, name))
         return xp.concat(parts)
 
     def _evaluate(self, y: Array, *, automata: bool) -> Array:

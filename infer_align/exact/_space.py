@@ -8,7 +8,15 @@ import numpy as np
 from array_api_compat import is_array_api_obj
 from jaxtyping import Float
 
-from infer_align._numerics import Array, concrete, greatest, logsumexp, namespace, normalised
+from infer_align._numerics import (
+    Array,
+    check_defined,
+    concrete,
+    greatest,
+    logsumexp,
+    namespace,
+    normalised,
+)
 from infer_align.divergences import FDivergence
 from infer_align.exact._outcomes import all_sequences, check_distinct, positions
 
@@ -347,7 +355,8 @@ class Space:
             shape = tuple(target.given(*contexts).batch_shape) if contexts else ()
             values = getattr(target, method)(self._for_contexts(shape), *contexts)
         self._check_length(values, method)
-        return values
+        name = f"the {method.replace('_', '-')} of target {getattr(target, 'name', 'values')!r}"
+        return check_defined(values, name)
 
     def _for_contexts(self, shape: tuple[int, ...]) -> Array:
         """Outcomes repeated for every context, ``(N, *contexts, *event)``."""
