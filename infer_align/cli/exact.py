@@ -12,7 +12,15 @@ from infer_align.cli import data
 from infer_align.cli import options as o
 from infer_align.cli.console import delivered, notice, record, say
 from infer_align.cli.errors import Stop, explain, reported
-from infer_align.cli.loader import Loaded, check_call, check_program, find, load_any, numpyro_program, split
+from infer_align.cli.loader import (
+    Loaded,
+    check_call,
+    check_program,
+    find,
+    load_any,
+    numpyro_program,
+    split,
+)
 from infer_align.cli.tables import print_table
 
 PANEL = "A memoryless model (--memoryless)"

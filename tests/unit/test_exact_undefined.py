@@ -51,7 +51,7 @@ def test_exact_says_that_nothing_is_accepted(length):
 
 def test_a_space_refuses_them_in_densities_that_are_given():
     space = Space(np.arange(3))
-    with pytest.raises(ValueError, match="NaN or .inf for 1 of 3"):
+    with pytest.raises(ValueError, match=r"NaN or \+inf for 1 of 3"):
         space.log_z(np.array([0.0, np.nan, 1.0]))
     # Inside jit the numbers are not known, and nothing is said.
     log_z = jax.jit(space.log_z)(jnp.log(jnp.array([0.5, 0.25, 0.25])))

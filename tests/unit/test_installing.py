@@ -33,6 +33,7 @@ except ImportError as error:
     ("package", "library"), [("jax", "numpyro"), ("jax", "optax"), ("torch", "pyro")]
 )
 def test_a_package_without_its_libraries_says_what_to_install(package, library):
+    pytest.importorskip(package)
     code = ABSENT.format(package=package, library=library)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     expected = (
@@ -73,25 +74,22 @@ def test_every_requirement_of_the_core_and_of_jax_has_a_lower_bound(oldest):
     assert named(both) == named(core) | {"jax", "numpyro", "optax"}
 
 
-def test_a_module_that_needs_an_absent_library_is_not_collected(tmp_path, root):
-    (tmp_path / "conftest.py").write_text((root / "conftest.py").read_text(encoding="utf-8"))
-    (tmp_path / "test_other.py").write_text("def test_passes():\n    pass\n")
-    absent = "import importlib.util as u; sys.modules['torch'] = None; u.find_spec = lambda n: None"
-    (tmp_path / "sitecustomize.py").write_text(f"import sys\n{absent}\n")
-    for name, line in (("optional", "import torch.nn"), ("typo", "import no_such_library")):
-        (tmp_path / f"test_{name}.py").write_text(line + "\n\n\ndef test_fails():\n    assert 0\n")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-rs",
-        "-p",
-        "no:cacheprovider",
-        "-c",
-        "/dev/null",
-    ]
-    done = subprocess.run([*command, tmp_path], capture_output=True, text=True, cwd=tmp_path)
-    assert "torch is not installed" in done.stdout
+def test_what_needs_an_absent_library_is_skipped_and_a_typo_is_an_error(tmp_path, root):
+    conftest = (root / "conftest.py").read_text(encoding="utf-8")
+    assert '"sacrebleu"' in conftest
+    (tmp_path / "conftest.py").write_text(conftest.replace('"sacrebleu"', '"no_such_extra"'))
+    for name, line, inside in (
+        ("whole", "import no_such_extra.part", "pass"),
+        ("typo", "import no_such_library", "pass"),
+        ("inside", "", "import no_such_extra"),
+        ("says", "", "assert not 'no_such_extra, which is not installed'"),
+        ("wrong", "", "assert 0"),
+    ):
+        text = f"{line}\n\n\ndef test_it():\n    {inside}\n"
+        (tmp_path / f"test_{name}.py").write_text(text)
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]
+    options = ["-c", "/dev/null", "--continue-on-collection-errors", str(tmp_path)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=tmp_path)
+    assert "no_such_extra is not installed" in done.stdout
     assert "ERROR collecting test_typo.py" in done.stdout
-    assert "1 skipped, 1 error" in done.stdout
+    assert "1 failed, 3 skipped, 1 error" in done.stdout
