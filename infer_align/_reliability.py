@@ -58,6 +58,12 @@ def pareto_khat(log_weights: np.ndarray) -> float:
     >>> pareto_khat(np.zeros(100))
     -inf
     """
+    log_weights = _log_weights(log_weights)
+    if log_weights.ndim != 1:
+        raise ValueError(
+            f"k̂ is that of one context's log-weights, (n,), got shape {log_weights.shape}; take "
+            "them one by one"
+        )
     ordered = np.sort(log_weights[log_weights > -math.inf])
     n = len(ordered)
     if n == 0:
@@ -102,10 +108,22 @@ def kish_ess(log_weights: np.ndarray) -> Array:
     >>> float(kish_ess(np.array([0.0, 0.0, -np.inf, -np.inf])))
     2.0
     """
+    log_weights = _log_weights(log_weights)
     top = log_weights.max(axis=0, keepdims=True)
     w = np.exp(log_weights - np.where(np.isfinite(top), top, 0.0))
     squares = (w**2).sum(axis=0)
     return w.sum(axis=0) ** 2 / np.where(squares > 0, squares, 1.0)
+
+
+def _log_weights(values: Any) -> np.ndarray:
+    """In NumPy; at least one, and no NaN or +inf."""
+    out = np.asarray(values, dtype=np.float64)
+    if not out.size or not out.ndim or np.isnan(out).any() or (out == math.inf).any():
+        raise ValueError(
+            f"log-weights of shape {out.shape} with {int(np.isnan(out).sum())} NaN and "
+            f"{int((out == math.inf).sum())} +inf: they must be at least one, finite or -inf"
+        )
+    return out
 
 
 def too_far(total_variation: Any, ess: Any) -> np.ndarray:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from infer_align._arguments import count
 from infer_align._numerics import Array
 from infer_align.diagnostics._draws import numpy
 from infer_align.diagnostics._estimates import interval
@@ -131,9 +132,9 @@ def log_z_bounds(
             f"lower has contexts of shape {below.shape[1:]} and upper {above.shape[1:]}; both "
             "need the same contexts, replications on axis 0"
         )
-    if count := int((above == -INF).sum()):
+    if bad := int((above == -INF).sum()):
         raise ValueError(
-            f"{count} of {above.size} conditional estimates are 0 (log Ẑ = -inf), but the exact "
+            f"{bad} of {above.size} conditional estimates are 0 (log Ẑ = -inf), but the exact "
             "draw that each starts from has a positive weight; check that it was passed on, and "
             "that the twist and the proposal give it a positive probability"
         )
@@ -170,10 +171,8 @@ def replicate(
     >>> bool(-0.3 < log_z_bounds(replicate(importance, 20)).low < 0)
     True
     """
-    if replications < 1:
-        raise ValueError(f"replications must be at least 1, got {replications}")
     rows = []
-    for run in range(replications):
+    for run in range(count("replications", replications)):
         sample = estimate(run)
         if sample.evidence is None:
             raise ValueError(
@@ -222,12 +221,13 @@ def reverse_kl_bounds(
     >>> bool(kl.low < 0.2231 < kl.high), bool(kl.high - kl.low < 0.15)
     (True, True)
     """
+    check_level(level)
     shape = tuple(log_policy.shape)
     policy = checked(log_policy, "log_policy", shape)
     target = checked(log_target, "log_target", shape)
-    if count := int((policy == -INF).sum()):
+    if bad := int((policy == -INF).sum()):
         raise ValueError(
-            f"{count} of {policy.size} outcomes have probability 0 under the policy that they are "
+            f"{bad} of {policy.size} outcomes have probability 0 under the policy that they are "
             "said to be drawn from"
         )
     log_z = log_z_bounds(lower, upper, level=(1 + level) / 2)
@@ -279,6 +279,7 @@ def forward_kl_bounds(
     >>> bool(kl.low < 0.1927 < kl.high), bool(kl.high - kl.low < 0.15)
     (True, True)
     """
+    check_level(level)
     w = weighted(sample)
     policy = checked(log_policy, "log_policy", tuple(sample.log_weights.shape))
     log_z = log_z_bounds(lower, upper, level=(1 + level) / 2)
@@ -333,8 +334,8 @@ def _replications(values: Any, name: str) -> np.ndarray:
             f"{name} has shape {array.shape}; give log Ẑ of at least one run, replications on "
             "axis 0"
         )
-    if count := int((np.isnan(array) | (array == INF)).sum()):
-        raise ValueError(f"{name} has {count} NaN or +inf among its {array.size} entries")
+    if bad := int((np.isnan(array) | (array == INF)).sum()):
+        raise ValueError(f"{name} has {bad} NaN or +inf among its {array.size} entries")
     return array
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from infer_align.diagnostics._draws import draws
 from infer_align.diagnostics._estimates import Moments, moments, pooled_interval
-from infer_align.diagnostics._summary import Estimate, seen, summarise
+from infer_align.diagnostics._summary import Estimate, check_level, seen, summarise
 from infer_align.divergences import FDivergence, forward_kl, reverse_kl
 from infer_align.estimators import LogWeights
 
@@ -63,6 +63,7 @@ def compare(
     >>> change.reliable, change.high < 0
     (True, True)
     """
+    check_level(level)
     if tuple(before.policy.shape[1:]) != tuple(after.policy.shape[1:]):
         raise ValueError(
             f"contexts of shape {tuple(before.policy.shape[1:])} before and "

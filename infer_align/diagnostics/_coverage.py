@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from infer_align._arguments import count
 from infer_align._numerics import Array
 from infer_align.diagnostics._draws import numpy
 
@@ -81,6 +82,8 @@ def mode_coverage(
     """
     p = _probabilities(log_target, "target")
     drawn = np.asarray(drawn).reshape(len(drawn), -1)
+    if drawn.dtype.kind not in "iu":
+        raise ValueError(f"drawn holds positions, integers, got {drawn.dtype}: space.index(draws)")
     if drawn.size and not (0 <= drawn.min() and drawn.max() < len(p)):
         raise ValueError(
             f"positions of draws must lie in 0 to {len(p) - 1}, got {drawn.min()} to "
@@ -107,7 +110,7 @@ def expected_coverage(
     log_target, log_policy : array, shape (N, *contexts)
         Normalised log-probabilities of every outcome.
     n : int
-        Draws; a large number tells what the policy can reach at all.
+        Draws; ``inf`` tells what the policy can reach at all.
     modes : array of int, shape (N,), optional
         As for `mode_coverage`.
 
@@ -124,8 +127,7 @@ def expected_coverage(
     >>> round(float(found.mass), 6), round(float(found.mass_of_target), 6)
     (0.59, 0.75)
     """
-    if n < 1:
-        raise ValueError(f"coverage is that of at least 1 draw, got n={n}")
+    n = n if n == math.inf else count("n", n)
     p, policy = _probabilities(log_target, "target"), _probabilities(log_policy, "policy")
     if p.shape != policy.shape:
         raise ValueError(
@@ -142,15 +144,15 @@ def _coverage(
 ) -> Coverage:
     shape = tuple(like.shape[1:])
     exists = _per_mode(labels, np.ones(p.shape)) > 0
-    count = exists.sum(axis=0)
-    share = lambda x: np.where(exists, x, 0.0).sum(axis=0) / count
+    modes = exists.sum(axis=0)
+    share = lambda x: np.where(exists, x, 0.0).sum(axis=0) / modes
     shaped = lambda column: column.reshape(shape)[()]
     return Coverage(
         mass=shaped((p * hit).sum(axis=0)),
         modes=shaped(share(by_mode)),
         mass_of_target=shaped((p * _reached(p, n)).sum(axis=0)),
         modes_of_target=shaped(share(_reached(_per_mode(labels, p), n))),
-        n_modes=shaped(count),
+        n_modes=shaped(modes),
         n=n,
     )
 

@@ -5,6 +5,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from infer_align._arguments import count
+
 
 def distinct_n(sequences: Sequence[Sequence[Hashable]], size: int = 1) -> float:
     r"""Share of the n-grams of some sequences that differ from each other.
@@ -37,8 +39,7 @@ def distinct_n(sequences: Sequence[Sequence[Hashable]], size: int = 1) -> float:
     >>> distinct_n([[1, 2, 1], [1, 2]], 1), round(distinct_n([[1, 2, 1], [1, 2]], 2), 4)
     (0.4, 0.6667)
     """
-    if size < 1:
-        raise ValueError(f"an n-gram has at least 1 token, got size={size}")
+    size = count("size, the tokens of an n-gram,", size)
     grams = [tuple(s[i : i + size]) for s in sequences for i in range(len(s) - size + 1)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
@@ -79,10 +80,7 @@ def self_bleu(
     >>> round(self_bleu([[1, 2, 3, 4]] * 2), 6), round(self_bleu([[1, 2, 3, 4], [5, 6, 7, 8]]), 6)
     (1.0, 0.0)
     """
-    if max_sequences < 2:
-        raise ValueError(
-            f"BLEU against others needs 2 sequences, got max_sequences={max_sequences}"
-        )
+    max_sequences = count("max_sequences", max_sequences, low=2)
     try:
         from sacrebleu.metrics.bleu import BLEU
     except ModuleNotFoundError as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from infer_align._arguments import number
 from infer_align.diagnostics._summary import Estimate
 from infer_align.diagnostics._tree import estimates
 
@@ -75,6 +76,7 @@ def frontier_points(
     >>> bool(point.reward.low < 0.8 < point.reward.high)
     True
     """
+    scale = number("scale", scale)
     return tuple(_point(label, tree, feature, scale) for label, tree in trees.items())
 
 

@@ -22,6 +22,7 @@ from array_api_compat import is_torch_array
 from infer_align._numerics import Array
 from infer_align.diagnostics._draws import numpy
 from infer_align.diagnostics._estimates import interval
+from infer_align.diagnostics._summary import check_level
 
 WIDTH = 96
 UNBIASED = "unbiased"
@@ -249,8 +250,7 @@ def compare_gradients(
     >>> round(found["right"].efficiency / found["wrong"].efficiency, 6)
     8.0
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level is the coverage of the intervals, between 0 and 1, got {level}")
+    check_level(level)
     if not measurements:
         raise ValueError("there is nothing to compare; give at least one estimator")
     rows = tuple(_row(label, m, level) for label, m in measurements.items())

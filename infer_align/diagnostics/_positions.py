@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import Float
 
 from infer_align._numerics import Array
+from infer_align._reliability import worth
 from infer_align.diagnostics._draws import numpy
-from infer_align.diagnostics._summary import Estimate
+from infer_align.diagnostics._summary import Estimate, check_level
 
 
 class ByPosition(NamedTuple):
@@ -97,13 +98,18 @@ def by_position(
     >>> found.value.round(3).tolist(), found.per_token.round(3).tolist()
     ([0.2, 0.15], [0.2, 0.3])
     """
-    x, ends = numpy(values), numpy(lengths).astype(int)
+    x, ends = numpy(values), _lengths(lengths)
     if x.shape[:-1] != ends.shape or not x.ndim > 1:
         raise ValueError(
             f"values has shape {x.shape} and lengths {ends.shape}; they must be (n, *contexts, T) "
             "and (n, *contexts)"
         )
     n, steps = len(x), x.shape[-1]
+    if ends.max(initial=0) > steps:
+        raise ValueError(
+            f"an outcome has {ends.max():.0f} tokens and values only {steps} of each; give one "
+            "number a token"
+        )
     reaches = np.arange(steps) < ends[..., None]
     x = np.where(reaches, x, 0.0).reshape(n, -1, steps)
     reaches = reaches.reshape(n, -1, steps)
@@ -168,6 +174,7 @@ def drift(
     -------
     Drift
         Of all contexts together. Both are infinite once the prior gives a draw probability 0.
+        Reliable by the rule of `assess`, from 200 draws on.
 
     Examples
     --------
@@ -177,16 +184,29 @@ def drift(
     >>> round(found.perplexity.value, 6), round(found.kl_per_token.value, 6)
     (2.519842, 0.231049)
     """
-    policy, prior, ends = numpy(log_policy), numpy(log_prior), numpy(lengths)
+    check_level(level)
+    policy, prior, ends = numpy(log_policy), numpy(log_prior), _lengths(lengths)
     if not policy.shape == prior.shape == ends.shape:
         raise ValueError(
             f"log_policy, log_prior and lengths have shapes {policy.shape}, {prior.shape} and "
             f"{ends.shape}; all must be (n, *contexts)"
         )
+    if not ends.sum() > 0:
+        raise ValueError("the outcomes have no tokens: lengths count their EOS, too")
+    if np.isnan(policy).any() or np.isnan(prior).any():
+        raise ValueError("log_policy or log_prior has NaN entries; find them with isnan")
     rate = _ratio(-prior, ends, level)
     value, low, high = (float(np.exp(x)) for x in (rate.value, rate.low, rate.high))
     perplexity = Estimate(value, value * rate.se, low, high, rate.reliable)
     return Drift(perplexity, _ratio(policy - prior, ends, level))
+
+
+def _lengths(lengths: Array) -> np.ndarray:
+    """Whole numbers, not negative."""
+    ends = numpy(lengths)
+    if not (np.isfinite(ends).all() and (ends >= 0).all() and (ends == np.floor(ends)).all()):
+        raise ValueError("lengths counts tokens, EOS included: whole numbers that are not negative")
+    return ends
 
 
 def _ratio(total: np.ndarray, tokens: np.ndarray, level: float) -> Estimate:
@@ -201,4 +221,5 @@ def _ratio(total: np.ndarray, tokens: np.ndarray, level: float) -> Estimate:
     residual = total - value * tokens
     se = math.sqrt(float(residual.var(axis=0, ddof=1).sum()) * n) / float(tokens.sum())
     half = NormalDist().inv_cdf(0.5 + level / 2) * se
-    return Estimate(value, se, value - half, value + half, reliable=True)
+    sure = bool(worth(np.zeros((n, 1)), khat=False).bears().all())  # of draws of equal weight
+    return Estimate(value, se, value - half, value + half, reliable=sure)

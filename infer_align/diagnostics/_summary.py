@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from infer_align._arguments import number
 from infer_align._numerics import NOISE, Array
 from infer_align._reliability import ESS_LIMIT, KHAT_LIMIT, Worth, worth
 from infer_align.diagnostics._draws import Draws
@@ -155,7 +156,8 @@ def widen_all(
 
 def check_level(level: float) -> None:
     """Refuse what is not a coverage."""
-    if not 0 < level < 1:
+    need = "the coverage of the intervals, between 0 and 1"
+    if not 0 < number("level", level, need=need) < 1:
         raise ValueError(f"level is the coverage of the intervals, between 0 and 1, got {level}")
 
 

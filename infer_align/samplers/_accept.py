@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from infer_align.samplers._outcomes import Outcomes, each, propose
+from infer_align._arguments import count
+from infer_align.samplers._outcomes import LARGEST, Outcomes, each, propose, sized
 from infer_align.samplers._source import Source
 
 LEAST_BATCH, LARGEST_BATCH = 64, 16384
@@ -42,7 +43,8 @@ def accept(
     the order-free content of the first k and from what follows. So too with a least k, which is
     the first batch but one.
     """
-    if n < 1 or max_calls < max(n, 2):
+    n, max_calls = sized("n", n, source), count("max_calls", max_calls)
+    if max_calls < max(n, 2):
         raise ValueError(
             f"n must be at least 1 and max_calls at least n and 2, got n={n}, max_calls={max_calls}"
         )
@@ -56,6 +58,13 @@ def accept(
         chosen = -u < log_acceptance(batch.log_weights)
         if kept is None:
             kept = _Kept(n, batch)
+        room = (calls + size) * batch.log_weights.shape[1]
+        if room > LARGEST:
+            raise ValueError(
+                f"{calls + size} proposals in {batch.log_weights.shape[1]} contexts and n={n} not "
+                f"reached: their log-weights alone would be {room * 8 / 2**30:.3g} GiB; lower "
+                "max_calls, or use a proposal closer to the target"
+            )
         kept.add(batch, chosen, calls)
         evidence.append(batch.log_weights)
         calls += size

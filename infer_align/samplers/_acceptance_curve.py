@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from infer_align._arguments import number
 from infer_align._numerics import logsumexp
 
 __all__ = ["AcceptanceCurve", "acceptance_curve", "choose_log_beta"]
@@ -148,6 +149,11 @@ def choose_log_beta(
             "give either acceptance_rate or total_variation_bound, got "
             f"{acceptance_rate} and {total_variation_bound}"
         )
+    if acceptance_rate is not None:
+        acceptance_rate = number("acceptance_rate", acceptance_rate, need="a rate in (0, 1)")
+    else:
+        need = "a bound in [0, 1)"
+        total_variation_bound = number("total_variation_bound", total_variation_bound, need=need)
     w, q = _weighted(log_weights, log_proposal)
     log_z = logsumexp(w + q)
     if np.any(log_z == -math.inf):

@@ -4,15 +4,21 @@ import math
 
 import numpy as np
 
-from infer_align.samplers._outcomes import Outcomes, each, like, with_contexts
+from infer_align._arguments import count
+from infer_align.samplers._outcomes import Outcomes, each, like, sized, with_contexts
 from infer_align.samplers._source import Source
 from infer_align.targets import WeightedSample
 
+LONGEST = 10**8
+"""Most steps of a chain."""
 
-def check_lengths(n: int, steps: int, keep: int, thin: int) -> None:
+
+def check_lengths(source: Source, n: int, steps: int, keep: int, thin: int) -> None:
     """Refuse chains that cannot give what is asked of them."""
-    if n < 1 or keep < 1 or thin < 1:
-        raise ValueError(f"n, keep and thin must be at least 1, got {n}, {keep} and {thin}")
+    sized("n", n, source, times=count("keep", keep))
+    count("thin", thin)
+    if count("steps", steps) > LONGEST:
+        raise ValueError(f"chains of {steps} steps would not end; take at most {LONGEST}")
     if steps < 1 + (keep - 1) * thin:
         raise ValueError(
             f"chains of {steps} steps have no {keep} states {thin} steps apart; they need at "

@@ -5,10 +5,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from infer_align._arguments import count
 from infer_align.samplers._outcomes import (
+    LARGEST,
     flat_contexts,
     like,
     propose,
+    sized,
     take,
     to_host,
     with_contexts,
@@ -52,7 +55,7 @@ def importance(source: Source, n: int) -> WeightedSample:
     >>> abs(float(sample.log_z) - float(jnp.log((1 + jnp.e) / 2))) < 0.1
     True
     """
-    _at_least_one(n, "n")
+    n = sized("n", n, source)
     drawn = propose(source, n)
     log_weights = drawn.log_weights.reshape(n, *source.shape)
     return WeightedSample(
@@ -118,7 +121,9 @@ def resample(
     >>> resample(sample, 4, np.random.default_rng(0)).outcomes.tolist()
     [0, 1, 1, 1]
     """
-    _at_least_one(n, "n")
+    n = count("n", n)
+    if n * math.prod(sample.log_weights.shape[1:]) > LARGEST:
+        raise ValueError(f"n={n} outcomes are more than memory holds; choose fewer, or in parts")
     shape = sample.log_weights.shape[1:]
     method = f"{sample.method}, resampled {'with' if replace else 'without'} replacement"
     if smooth:
@@ -187,7 +192,8 @@ def sampling_importance_resampling(
     >>> abs(float(sample.outcomes.mean()) - 0.73) < 0.05            # e / (1 + e)
     True
     """
-    drawn = importance(source, m)
+    sized("n", n, source)
+    drawn = importance(source, sized("m", m, source))
     return resample(drawn, n, source.rng, scheme=scheme, replace=replace, smooth=smooth)
 
 
@@ -203,8 +209,3 @@ def _without_replacement(flat: np.ndarray, n: int, rng: np.random.Generator) -> 
     # The n earliest arrivals, at rates equal to the weights.
     arrival = rng.exponential(size=flat.shape) / np.where(flat > 0, flat, 1.0)
     return np.argsort(np.where(flat > 0, arrival, math.inf), axis=0, kind="stable")[:n]
-
-
-def _at_least_one(n: int, name: str) -> None:
-    if n < 1:
-        raise ValueError(f"{name} must be at least 1, got {n}")

@@ -7,7 +7,7 @@ import numpy as np
 from infer_align._numerics import logmeanexp
 from infer_align.samplers._accept import report_short
 from infer_align.samplers._chains import Record, check_lengths
-from infer_align.samplers._outcomes import choose, each, propose
+from infer_align.samplers._outcomes import choose, each, propose, sized
 from infer_align.samplers._source import Source
 from infer_align.targets import WeightedSample
 
@@ -59,7 +59,8 @@ def independence_metropolis(
     >>> abs(float(sample.outcomes.mean()) - 0.73) < 0.08            # e / (1 + e)
     True
     """
-    check_lengths(n, steps, keep, thin)
+    check_lengths(source, n, steps, keep, thin)
+    sized("n", n, source, times=steps + 1)  # every proposal is evidence
     record = Record(steps, keep, thin)
     state = propose(source, n)
     evidence = [state.log_weights]

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from infer_align._arguments import number
 from infer_align.samplers._accept import Accepted, accept, report_short
 from infer_align.samplers._chains import Record, check_lengths
 from infer_align.samplers._edits import Edits, TokenEdits, WholeEdits
@@ -87,8 +88,8 @@ def local_metropolis(
     >>> abs(float((sample.outcomes == 2).mean()) - 0.40) < 0.06     # 0.2 e / (0.8 + 0.2 e)
     True
     """
-    check_lengths(n, steps, keep, thin)
-    if not 0 <= substitution <= 1:
+    check_lengths(source, n, steps, keep, thin)
+    if not 0 <= number("substitution", substitution, need="a probability") <= 1:
         raise ValueError(f"substitution is a probability, got {substitution}")
     possible = lambda log_weights: np.where(log_weights > -math.inf, 0.0, -math.inf)
     starts = accept(source, n, possible, max_calls)

@@ -9,11 +9,29 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import device
 
+from infer_align._arguments import count
 from infer_align._numerics import concrete, namespace
 from infer_align.samplers._source import Drawn, Source
 
 Outcomes = Any
 """An array, or a dict of arrays by site."""
+
+
+LARGEST = 2**28
+"""Most numbers of a sample, draws times contexts: 2 GiB an array."""
+
+
+def sized(what: str, n: Any, source: Source, *, times: int = 1) -> int:
+    """A count of outcomes per context that memory holds; ``times`` as many are kept."""
+    whole, contexts = count(what, n), math.prod(source.shape)
+    if whole * times * contexts > LARGEST:
+        held = f" (times {times})" if times > 1 else ""
+        raise ValueError(
+            f"{what}={whole}{held} in {contexts} contexts is {whole * times * contexts:.3g} "
+            f"log-weights, {whole * times * contexts / 2**27:.3g} GiB an array of them; at most "
+            f"{LARGEST // contexts // times} are drawn at once: draw fewer, or in parts"
+        )
+    return whole
 
 
 class Proposals(NamedTuple):

@@ -55,7 +55,13 @@ def pareto_smooth(log_weights: Float[np.ndarray, "n *contexts"]) -> Smoothed:
     >>> pareto_smooth(np.zeros(100)).note
     'not smoothed (the largest weights tie)'
     """
-    flat = np.asarray(log_weights, dtype=np.float64).reshape(len(log_weights), -1)
+    flat = np.asarray(log_weights, dtype=np.float64)
+    if not flat.size or np.isnan(flat).any() or (flat == math.inf).any():
+        raise ValueError(
+            f"log-weights of shape {flat.shape} with {int(np.isnan(flat).sum())} NaN and "
+            f"{int((flat == math.inf).sum())} +inf: they must be at least one, finite or -inf"
+        )
+    flat = flat.reshape(len(flat), -1)
     columns = [_smooth_one(flat[:, c]) for c in range(flat.shape[1])]
     khat = np.array([k for _, k in columns])
     smoothed = np.stack([w for w, _ in columns], axis=1).reshape(log_weights.shape)

@@ -13,6 +13,9 @@ from infer_align.targets import WeightedSample
 
 __all__ = ["quasi_rejection", "rejection"]
 
+VAST = 100.0
+"""In nats: a bound so far above all weights met is no bound that anyone knows of."""
+
 
 def rejection(
     source: Source, n: int, log_bound: Any = None, *, max_calls: int = 1_000_000
@@ -62,8 +65,12 @@ def rejection(
     known = 0.0 if source.log_bound is None else source.log_bound
     bound = _per_context(known if log_bound is None else log_bound, source, "log_bound")
 
+    largest = [np.full(bound.shape, -math.inf)]
+
     def log_acceptance(log_weights: np.ndarray) -> np.ndarray:
         excess = log_weights - bound
+        largest[0] = np.maximum(largest[0], log_weights.max(axis=0))
+        _refuse_vast(largest[0], bound, max_calls, source)
         if np.any(excess > NOISE):
             _refuse_bound(log_weights, bound, source)
         return excess
@@ -164,6 +171,21 @@ def _per_context(value: Any, source: Source, name: str) -> np.ndarray:
     if not np.all(np.isfinite(flat)):
         raise ValueError(f"{name} must be finite, got {numbers}")
     return flat
+
+
+def _refuse_vast(largest: np.ndarray, bound: np.ndarray, max_calls: int, source: Source) -> None:
+    """A bound so far above all that was met that nothing would ever be accepted."""
+    vast = (largest > -math.inf) & (largest < bound - VAST)
+    if not vast.any():
+        return
+    column = int(np.argmax(vast))
+    gap = float(bound[column] - largest[column])
+    raise ValueError(
+        f"log_bound {bound[column]:.6g} is {gap:.3g} nats above the largest log P/q that the "
+        f"proposals of {source.name!r} met: even such an outcome is accepted with probability "
+        f"exp(-{gap:.3g}), which {max_calls} calls will not see. Give the largest log P/q there "
+        "can be, or sample with quasi_rejection"
+    )
 
 
 def _refuse_bound(log_weights: np.ndarray, bound: np.ndarray, source: Source) -> None:

@@ -10,6 +10,8 @@ whose probabilities are all zero has nothing to choose from: its rows stay 0, 1,
 import numpy as np
 from jaxtyping import Float, Int
 
+from infer_align._arguments import count
+
 Probabilities = Float[np.ndarray, "n *contexts"]
 Ancestors = Int[np.ndarray, "m *contexts"]
 
@@ -135,8 +137,7 @@ def residual(probabilities: Probabilities, m: int, rng: np.random.Generator) -> 
 
 def _checked(probabilities: Probabilities, m: int) -> np.ndarray:
     """Probabilities as (n, C)."""
-    if m < 1:
-        raise ValueError(f"the number of outcomes to choose must be at least 1, got {m}")
+    count("m, the number of outcomes to choose,", m)
     p = np.asarray(probabilities, dtype=np.float64)
     if len(p) == 0 or not np.all((p >= 0) & (p < np.inf)):
         raise ValueError(

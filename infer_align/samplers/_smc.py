@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from infer_align._arguments import number
 from infer_align._numerics import concrete, logmeanexp
 from infer_align.samplers._filter import (
     Moved,
@@ -16,7 +17,7 @@ from infer_align.samplers._filter import (
     particle_filter,
     reweighed,
 )
-from infer_align.samplers._outcomes import like
+from infer_align.samplers._outcomes import like, sized
 from infer_align.samplers._resampling import multinomial, systematic
 from infer_align.samplers._source import Source, TokenStream
 from infer_align.targets import WeightedSample
@@ -83,7 +84,7 @@ def smc(
     >>> bool(abs(np.exp(sample.log_z) / 5.5e-5 - 1) < 0.2)
     True
     """
-    _check_numbers(n, ess_threshold)
+    _check_numbers(source, n, ess_threshold)
     stream = source.tokens() if stream is None else stream
     rules = Rules(twist, scheme, ess_threshold, source.rng)
     return record(source, stream, _run(source, stream, n, rules), rules)
@@ -139,7 +140,7 @@ def conditional_smc(
     >>> np.round(log_z, 4).tolist()
     [2.0]
     """
-    _check_numbers(n, ess_threshold)
+    _check_numbers(source, n, ess_threshold)
     stream = source.tokens() if stream is None else stream
     tokens = np.asarray(concrete(outcomes))
     shape = (len(tokens), *source.shape)
@@ -195,7 +196,7 @@ def conditional_importance(
     >>> bool(abs(np.exp(-log_z).mean() - 2) < 0.2)
     True
     """
-    _check_numbers(n, 0)
+    _check_numbers(source, n, 0)
     given = np.asarray(source.log_target(outcomes)) - np.asarray(source.log_proposal(outcomes))
     _refuse_excluded(given)
     if n == 1:
@@ -259,10 +260,10 @@ def record(source: Source, stream: TokenStream, final: Final, rules: Rules) -> W
     )
 
 
-def _check_numbers(n: int, ess_threshold: float | int) -> None:
-    if n < 1:
-        raise ValueError(f"at least one particle is needed, got n={n}")
-    if not 0 <= ess_threshold <= 1:
+def _check_numbers(source: Source, n: int, ess_threshold: float | int) -> None:
+    sized("n", n, source)
+    need = "a share of n between 0 (never resample) and 1 (always)"
+    if not 0 <= number("ess_threshold", ess_threshold, need=need) <= 1:
         raise ValueError(
             f"ess_threshold is a share of n between 0 (never resample) and 1 (always), got "
             f"{ess_threshold}"

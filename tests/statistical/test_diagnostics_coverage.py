@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from infer_align import diagnostics
+from infer_align import WeightedSample, diagnostics, moment_match, solve_moments
 from infer_align.diagnostics._draws import draws
 from infer_align.diagnostics._summary import summarise
 from infer_align.divergences import forward_kl, reverse_kl
@@ -233,6 +234,188 @@ def test_records_just_beyond_the_limit_are_mostly_flagged(name):
     assert khat > 0.5
     assert max(claimed.values()) <= most
     print(name, round(khat, 2), claimed)  # -rP shows it
+
+
+def of_quantiles(quantile, n):
+    """Weights of a law given by its quantile function, on the 20,000 atoms."""
+    density = quantile((np.arange(ATOMS) + 0.5) / ATOMS) / ATOMS
+    return Law(np.full(ATOMS, 1 / ATOMS), density, None, n)
+
+
+def discrete(probs, weights, n):
+    q = np.array(probs, dtype=float) / np.sum(probs)
+    return Law(q, q * np.array(weights), None, n)
+
+
+def two_lognormals(u):
+    """Of spread 0.4, and of spread 1 and larger, half of the atoms each."""
+    z = stats.norm.ppf(u[::2])
+    return np.concatenate([np.exp(0.4 * z), np.exp(0.5 + z)])
+
+
+def constrained_lognormal(u):
+    """A fifth accepted, with lognormal weights."""
+    kept = len(u) // 5
+    z = stats.norm.ppf((np.arange(kept) + 0.5) / kept)
+    return np.concatenate([np.zeros(len(u) - kept), np.exp(0.7 * z)])
+
+
+# Laws that no rule was made on: the claims of each are held against the truth by themselves.
+FRESH = {
+    "weights 20 of 0.1": lambda: discrete([0.9, 0.1], [1, 20], 1000),
+    "weights 20 of 0.1, more draws": lambda: discrete([0.9, 0.1], [1, 20], 2500),
+    "a rare outcome": lambda: discrete([0.99, 0.01], [1, 30], 3000),
+    "four values": lambda: discrete([0.6, 0.3, 0.08, 0.02], [1, 3, 9, 27], 1000),
+    "geometric": lambda: discrete(0.5 ** np.arange(1, 12), 1.25 ** np.arange(11), 500),
+    "gamma": lambda: of_quantiles(stats.gamma(0.25).ppf, 2000),
+    "exponential": lambda: of_quantiles(stats.expon.ppf, 500),
+    "beta": lambda: of_quantiles(stats.beta(0.1, 1).ppf, 2500),
+    "two lognormals": lambda: of_quantiles(two_lognormals, 1500),
+    "constraint on lognormals": lambda: of_quantiles(constrained_lognormal, 2500),
+    "constraint": lambda: discrete([0.75, 0.25], [0, 1], 1000),
+    "bandit, off-policy, sharper": lambda: bandit(700, beta=0.4, off_policy=True),
+    "lognormal, ESS 225": lambda: lognormal(1000, 225),
+    "lognormal, ESS 300": lambda: lognormal(1000, 300),
+    "Pareto 0.2": lambda: pareto(600, 0.2),
+    "Pareto 0.35": lambda: pareto(1500, 0.35),
+    "Pareto 0.45": lambda: pareto(4000, 0.45),
+}
+RARELY = 0.06
+"""Share of the replications up to which a law counts as not claimed."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*COVERED, *FRESH])
+def test_claims_cover_in_4000_replications(name):
+    """Of the replications that claim: near a limit they are not those that do not."""
+    law = (COVERED | FRESH)[name]()
+    columns, khat = study(law, 4000, seed=3)
+    found = {}
+    for estimate, truth in law.truths.items():
+        _, _, low, high, reliable = columns[estimate]
+        claim = reliable > 0
+        hit = (low <= truth) & (truth <= high)
+        found[estimate] = (claim.mean(), hit[claim].mean() if claim.any() else math.nan)
+    print(name, round(law.ess), round(khat, 2), found)  # -rP shows it
+    for estimate, (claimed, covered) in found.items():
+        if claimed > RARELY and law.truths[estimate] < math.inf:
+            assert 0.92 <= covered <= 0.98, (estimate, found)
+
+
+def hidden(n, replications, log_bound, *, mass=1e-3, weight=1e3, seed=4):
+    """Shares of claims of a law with a mode of that mass and weight, and of claims that hold."""
+    rng = np.random.default_rng(seed)
+    truth = math.log(1 - mass + mass * weight)
+    claims, held = [], []
+    for _ in range(replications // 200):
+        log_w = np.minimum(rng.normal(-0.125, 0.5, size=(n, 200)), 2.5)
+        log_w = np.where(rng.random((n, 200)) < mass, math.log(weight), log_w)
+        bound = None if log_bound is None else np.full(200, log_bound)
+        summary = summarise(
+            draws(LogWeights(np.zeros_like(log_w), log_w)), (reverse_kl, forward_kl), 0.95,
+            log_bound=bound,
+        )  # fmt: skip
+        claims.append([summary.contexts[k][4] for k in ("log_z", "reverse_kl", "forward_kl")])
+        _, _, low, high, reliable = summary.contexts["log_z"]
+        held.append(((low <= truth) & (truth <= high))[reliable > 0])
+    return np.concatenate(claims, axis=1).mean(axis=1), np.concatenate(held)
+
+
+@pytest.mark.parametrize(
+    "replications", [400, pytest.param(4000, marks=pytest.mark.slow)], ids=["fast", "slow"]
+)
+@pytest.mark.parametrize("n", [500, 1000])
+def test_a_hidden_mode_is_claimed_unless_its_bound_is_known(n, replications):
+    """Excluded from what is claimed, and named: without a bound e^{-n/1000} of the records lie."""
+    claims, held = hidden(n, replications, None)
+    assert claims == pytest.approx(math.exp(-n / 1000), abs=5 * 0.5 / math.sqrt(replications))
+    assert held.mean() == 0
+    claims, _ = hidden(n, replications, math.log(1e3))
+    assert max(claims) <= 0.01
+
+
+@pytest.mark.slow
+def test_a_small_known_bound_is_claimed_and_covers():
+    """Weights up to 12: what 1000 draws may miss is less than the interval."""
+    claims, held = hidden(1000, 2000, math.log(12.2), mass=1e-3, weight=12.0)
+    assert min(claims) > 0.95
+    assert 0.92 <= held.mean() <= 0.98
+
+
+@pytest.mark.slow
+def test_claims_of_contexts_with_unequal_z_cover():
+    """Pooled over 20 contexts of log Z from -3 to 3, on other spreads: 2000 replications."""
+    rng = np.random.default_rng(5)
+    log_z, sigma = np.linspace(-3, 3, 20), np.linspace(0.2, 1.0, 20)
+    truth = {"log_z": 0.0, "reverse_kl": (sigma**2 / 2).mean(), "forward_kl": (sigma**2 / 2).mean()}
+    hits = {name: [] for name in truth}
+    for _ in range(2000):
+        log_w = sigma * rng.normal(size=(1200, 20)) - sigma**2 / 2 + log_z
+        weights = LogWeights(np.zeros_like(log_w), log_w)
+        pooled = summarise(draws(weights), (reverse_kl, forward_kl), 0.95).pooled
+        for name, e in pooled.items():
+            if name in hits and e.reliable:
+                hits[name].append(e.low <= truth[name] <= e.high)
+    print({name: (len(x) / 2000, np.mean(x)) for name, x in hits.items()})
+    assert all(len(x) > 1000 and 0.92 <= np.mean(x) <= 0.98 for x in hits.values())
+
+
+@pytest.mark.slow
+def test_claims_of_clusters_cover():
+    """300 clusters of 2 to 6 alike outcomes: means and log Z of 2000 replications."""
+    rng = np.random.default_rng(6)
+    hits = {"log_z": [], "target_h": []}
+    for _ in range(20):
+        sizes = rng.integers(2, 7, size=300)
+        cluster = np.repeat(np.arange(300), sizes)
+        common = rng.normal(size=(300, 100))
+        own = rng.normal(size=(len(cluster), 100))
+        x = math.sqrt(0.8) * common[cluster] + math.sqrt(0.2) * own
+        log_w = 0.5 * x - 0.125  # E w = 1, E_p x = 0.5
+        labels = np.broadcast_to(cluster[:, None], x.shape)
+        sample = WeightedSample(
+            None, log_w, log_w, evidence=log_w, cluster=labels, evidence_cluster=labels
+        )
+        data = diagnostics.assess_sample(sample, features={"h": x})["diagnostics/contexts"]
+        for name, truth in (("log_z", 0.0), ("target_h", 0.5)):
+            _, _, low, high, reliable = data[name].values
+            hits[name].append(((low <= truth) & (truth <= high))[reliable > 0])
+    covered = {
+        name: (np.concatenate(x).size / 2000, np.concatenate(x).mean()) for name, x in hits.items()
+    }
+    print(covered)
+    assert all(claimed > 0.5 and 0.92 <= held <= 0.98 for claimed, held in covered.values())
+
+
+class Coin:
+    """A Bernoulli law of NumPy numbers, as a base of moments."""
+
+    event_shape, batch_shape = (), ()
+
+    def __init__(self, p):
+        self.p = np.array([1 - p, p])
+
+    def log_prob(self, value):
+        return np.log(self.p)[value]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [20_000, 25_000, 32_000, 45_000])
+def test_claims_of_moments_of_a_rare_feature_cover(n):
+    """0.002 moved to 0.5: the true mean of the solved law within 1.96 standard errors."""
+    rng = np.random.default_rng(7)
+    target = moment_match(Coin(0.002), {"rare": (lambda y: y == 1, 0.5)})
+    claims, hits = [], []
+    for _ in range(1000):
+        count = rng.binomial(n, 0.002)
+        y = (np.arange(n) < count).astype(int)
+        fit = solve_moments(target, WeightedSample(y, np.zeros(n), np.zeros(n)))
+        odds = 0.002 / 0.998 * math.exp(fit.multipliers["rare"])
+        claims.append(fit.reliable)
+        hits.append(abs(odds / (1 + odds) - 0.5) <= 1.96 * fit.standard_errors["rare"])
+    claimed, held = np.mean(claims), np.array(hits)[claims].mean() if any(claims) else math.nan
+    print(n, claimed, held)
+    assert claimed <= RARELY or 0.92 <= held <= 0.985
 
 
 def pooled_shares(replications, *, seed=2):
