@@ -6,7 +6,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from infer_align import WeightedSample, condition, diagnostics, tilt
+from infer_align import WeightedSample, condition, diagnostics, moment_match, solve_moments, tilt
 from infer_align._reliability import Worth, worth
 from infer_align.diagnostics._draws import draws
 from infer_align.diagnostics._estimates import interval, moments
@@ -14,6 +14,7 @@ from infer_align.diagnostics._summary import summarise
 from infer_align.divergences import forward_kl, jensen_shannon, reverse_kl
 from infer_align.estimators import LogWeights
 from infer_align.samplers import importance, independence_metropolis, rejection
+from infer_align.targets import kl_budget
 from tests.sources import TableSource
 
 Z95 = NormalDist().inv_cdf(0.975)
@@ -157,7 +158,7 @@ def test_the_upper_end_reaches_z_plus_three_m_over_n():
     assert old[4]
     z = np.exp(log_w).mean()
     half = (old[3] - old[2]) / 2
-    for log_m, claimed in ((2.5, True), (math.log(1000.0), False)):
+    for log_m, claimed in ((2.5, True), (3.0, False), (math.log(1000.0), False)):
         log_m = max(log_m, float(log_w.max()))
         got = summed(log_w, log_bound=np.array([log_m])).contexts["log_z"][:, 0]
         end = math.log(z + 3 * math.exp(log_m) / 500)
@@ -257,3 +258,67 @@ def test_reasons_withdraw_every_claim():
     assert not any(e.reliable for e in diagnostics.estimates(tree).values())
     assert not tree["diagnostics/contexts"]["log_z"].sel(statistic="reliable").any()
     assert tree["diagnostics"].attrs["notes"].startswith("sampler and scorer disagree by 34 nats")
+
+
+# -- moments and budgets -------------------------------------------------------------------------
+
+
+class Table:
+    """A categorical law in NumPy, (*contexts, N), as a base of moments."""
+
+    event_shape = ()
+
+    def __init__(self, p):
+        self.p = np.asarray(p)
+        self.batch_shape = self.p.shape[:-1]
+
+    def log_prob(self, value):
+        log_p = np.log(self.p)
+        if not self.batch_shape:
+            return log_p[value]
+        return np.take_along_axis(log_p[None], value[..., None], axis=-1)[..., 0]
+
+
+def rare(count, n):
+    y = (np.arange(n) < count).astype(int)
+    return WeightedSample(y, np.zeros(n), np.zeros(n))
+
+
+@pytest.mark.parametrize(("count", "sure"), [(60, False), (70, True)])
+def test_the_ess_of_a_solved_moment_moves_with_the_draws_that_it_was_solved_on(count, sure):
+    """A rare feature moved to ½ has ESS 4K of K draws, whose log moves by 1/√K: 240 and 280."""
+    target = moment_match(Table([0.998, 0.002]), {"rare": (lambda y: y == 1, 0.5)})
+    fit = solve_moments(target, rare(count, 500 * count))
+    assert fit.ess_pooled == pytest.approx(4 * count, rel=0.01)
+    assert fit.ess_pooled * math.exp(-1.645 / math.sqrt(count)) > 200 or not sure
+    assert fit.reliable == sure
+    budget = kl_budget(
+        Table([0.998, 0.002]), lambda y: 1.0 * y, fit.kl_to_base.item(), rare(count, 500 * count)
+    )
+    assert budget.reliable or not sure
+    # K/n is off by 1/√K of itself, which moves the solved mean by ½·½ of that.
+    longer = 1.0
+    if sure:
+        margin = (math.log(fit.ess_pooled / 200) - 1.645 / math.sqrt(count)) * math.sqrt(count)
+        longer = 1 + min(max(1.96 - margin, 0.0), 0.98) / 1.96
+        assert longer > 1.2
+    assert fit.standard_errors["rare"] == pytest.approx(0.25 / math.sqrt(count) * longer, rel=0.02)
+
+
+def test_many_contexts_of_few_draws_are_not_reliable():
+    """50 × 40: the average has 1,300 effective draws, and each context too few to be unbiased."""
+    rng = np.random.default_rng(3)
+    p = rng.dirichlet(np.ones(6), size=50)
+    phi = np.array([0.0, 1, 2, 3, 4, 8])
+    target = moment_match(lambda x: Table(p), {"phi": (lambda y, x: phi[y], 4.5)})
+
+    def fit(n):
+        y = (rng.random((n, 50, 1)) > p.cumsum(-1)).sum(-1)
+        return solve_moments(target, WeightedSample(y, np.zeros(y.shape), np.zeros(y.shape)), 0)
+
+    few, many = fit(40), fit(4000)
+    assert few.ess_pooled > 1000
+    assert not few.reliable
+    assert any("95% confidence" in note for note in few.notes)
+    assert any("bias" in note for note in few.notes)
+    assert many.reliable
