@@ -19,7 +19,8 @@ INK, FAINT = "#010203", "#040506"
 BLUE, ORANGE, GREEN, GREY = "#3b7dd8", "#d9822b", "#2f9e6e", "#8b93a1"
 Trees = Mapping[str, "xarray.DataTree"]
 MOST_POINTS = 1_000
-"""Points of a curve; a longer one is drawn as the means of as many equal stretches."""
+"""Points of a curve; a longer one is drawn as the means of as many equal stretches. Points of a
+scatter that are shapes of the SVG; more are drawn as a picture."""
 
 
 def svg(
@@ -43,14 +44,26 @@ def svg(
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure if whole else figure.add_subplot())
+        _as_pixels_where_many(figure)
         file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None}, dpi=150)
     text = file.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     # Names of clip paths and markers are unique to a figure, not to a page of several.
     text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
     text = text.replace(INK, "currentColor").replace(FAINT, "var(--line)")
     return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+
+
+def _as_pixels_where_many(figure: Any) -> None:
+    """Draw what has many points as a picture: 10^5 prompts would be 150 MB of SVG."""
+    for axis in figure.axes:
+        for artist in (*axis.lines, *axis.collections):
+            offsets = getattr(artist, "get_offsets", lambda: ())()
+            paths = getattr(artist, "get_paths", lambda: ())()
+            points = getattr(artist, "get_xdata", lambda: ())()
+            if max(len(offsets), len(paths), len(points)) > MOST_POINTS:
+                artist.set_rasterized(True)
 
 
 def curves(metrics: Columns, trees: Trees) -> dict[str, str]:

@@ -146,6 +146,7 @@ def go_on(settings: Settings, folder: RunFolder, config: dict[str, Any], how: Ho
             earlier = [*config.get("earlier_target_sha256", []), config["target_sha256"]]
             changed["target_sha256"] = fresh["target_sha256"]
             changed["earlier_target_sha256"] = earlier
+        folder.sweep()
         folder.drop_policy()
         folder.write_config(config | changed)
         _announce(job, config, folder)

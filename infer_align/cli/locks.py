@@ -88,7 +88,7 @@ def _take(path: Path, folder: Path) -> int:
             continue
         owner = _read(number)
         if free is None:
-            free = not _alive(owner)
+            free = not alive(owner.get("pid"))
         elsewhere = owner.get("host", socket.gethostname()) != socket.gethostname()
         if free and not elsewhere:
             _sign(number)
@@ -121,9 +121,8 @@ def _grab(number: int) -> bool | None:
     return True
 
 
-def _alive(owner: dict[str, Any]) -> bool:
-    """Whether the process that signed still runs here, as far as its number can tell."""
-    pid = owner.get("pid")
+def alive(pid: Any) -> bool:
+    """Whether another process of this number runs here."""
     if not isinstance(pid, int) or pid <= 0 or pid == os.getpid():
         return False
     if os.name != "posix":

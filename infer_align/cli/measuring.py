@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 COMPARED = (reverse_kl, forward_kl, jensen_shannon, total_variation)
 ENUMERABLE = 20_000
 """Most outcomes per prompt of which exact divergences are computed."""
+EVERY = 1_000_000
+"""Most outcomes of all prompts of which exact divergences are computed."""
 CURVE = 4_000
 """Most outcomes of all prompts of which the exact frontier is computed."""
 ROWS = 512
@@ -74,7 +76,8 @@ def _listing(job: Job, policy: "CausalLM") -> Listing | None:
 
     lm = job.lm
     eos = lm.eos_token_ids
-    if lm.vocab_size**lm.max_new_tokens > ENUMERABLE:
+    outcomes = lm.vocab_size**lm.max_new_tokens
+    if outcomes > ENUMERABLE or outcomes * len(job.labels) > EVERY:
         return None
     space = Space.sequences(
         lm.vocab_size, lm.max_new_tokens, eos=eos or None, pad=eos[0] if eos else 0, xp=torch

@@ -159,6 +159,13 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
         self._write_manifest({})
 
+    def sweep(self) -> None:
+        """Delete what killed processes were writing; what live ones write stays."""
+        for path in self.path.glob(".*.partial"):
+            pid = path.name.split(".")[-2]
+            if path.is_file() and pid.isdecimal() and not locks.alive(int(pid)):
+                path.unlink(missing_ok=True)
+
     def drop_policy(self) -> None:
         """Before a run goes on: the policy of a complete one would be stale.
 
@@ -275,6 +282,7 @@ def begun(run_dir: Path | None, stem: str, *, overwrite: bool) -> Iterator[tuple
     folder.path.mkdir(parents=True, exist_ok=True)
     with locks.held(folder.path) as lock:
         folder.check_free(overwrite=overwrite)  # another may have begun here meanwhile
+        folder.sweep()
         folder.clear()
         yield folder, lock
 

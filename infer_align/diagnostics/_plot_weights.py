@@ -31,6 +31,10 @@ HOPELESS = 0.7
 """k̂ from which on more draws do not help."""
 
 
+MOST_OTHERS = 100
+"""Contexts drawn in grey by `plot_weights`."""
+
+
 def plot_weights(
     log_weights: "Float[Any, 'n *contexts'] | xarray.DataTree", axis: Any, *, label: str = ""
 ) -> Any:
@@ -44,7 +48,7 @@ def plot_weights(
     ----------
     log_weights : array of shape (n, \*contexts), or xarray.DataTree from `assess`
         log P − log q up to a constant per context. With several contexts, the one of the largest
-        k̂ is drawn in colour, the others in grey.
+        k̂ is drawn in colour, the others in grey: at most 100 of them, evenly picked.
     axis : matplotlib Axes
     label : str
         For the legend, to draw several in one picture; the second call takes another colour.
@@ -68,9 +72,9 @@ def plot_weights(
     worst = int(np.argmax(khats))
     coloured = sum(line.get_gid() == "weights" for line in axis.get_lines())
     colour = (BLUE, ORANGE)[coloured % 2]
-    for place, c in enumerate(used):
-        if place != worst:
-            _by_rank(axis, lw[:, c], color=GREY, lw=0.8, alpha=0.5)
+    others = np.delete(used, worst)
+    for c in others[:: max(1, -(-len(others) // MOST_OTHERS))]:
+        _by_rank(axis, lw[:, c], color=GREY, lw=0.8, alpha=0.5)
     c = used[worst]
     (line,) = _by_rank(axis, lw[:, c], color=colour, lw=2, zorder=3, label=label or None)
     line.set_gid("weights")

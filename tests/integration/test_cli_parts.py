@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -300,6 +301,22 @@ def test_smoothing_leaves_out_what_is_not_finite() -> None:
     spike = np.ones(100)
     spike[50] = 1e200  # leaves the windows without it alone
     assert figures.smooth(spike)[[0, 44, 56, 99]].tolist() == [1, 1, 1, 1]
+
+
+def test_many_points_are_drawn_as_a_picture() -> None:
+    """Of 20,000 prompts as shapes: a megabyte and more."""
+    x = np.random.default_rng(0).random(20_000)
+
+    def draw(ax: Any) -> None:
+        ax.plot(x, x, "o")
+        ax.scatter(x, -x)
+        ax.errorbar(x, x, yerr=x, fmt="o", capsize=2)
+
+    text = figures.svg(draw, "many")
+    assert len(text) < 300_000
+    assert "data:image/png;base64" in text
+    few = figures.svg(lambda ax: ax.plot(x[:100], x[:100], "o"), "few")
+    assert "image/png" not in few
 
 
 def test_a_million_steps_are_drawn_in_a_thousand_points() -> None:

@@ -133,6 +133,21 @@ def test_a_killed_runs_lock_is_taken_over(work: Path) -> None:
     assert not (Path("run") / locks.NAME).exists()
 
 
+def test_what_a_killed_process_was_writing_is_swept(work: Path) -> None:
+    assert fit("run").exit_code == 0
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    live, stray = (Path(f"run/.report.html.{pid}.partial") for pid in (child.pid, os.getpid()))
+    mine = Path("run/.mine.partial")
+    for path in (live, stray, mine):
+        path.write_text("half")
+    done = run("fit", "--resume", "--run-dir", "run")
+    assert done.exit_code == 0, done.output
+    assert [path.exists() for path in (live, stray, mine)] == [True, False, True]
+    child.communicate(b"\n")
+    assert fit("run", "--overwrite", "--steps", 1).exit_code == 0
+    assert [path.exists() for path in (live, mine)] == [False, True]
+
+
 def test_a_lock_of_another_machine_is_said(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("run").mkdir()
     lock = Path("run") / locks.NAME
