@@ -16,6 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi
@@ -346,11 +347,9 @@ class CausalLM:
             module.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
-        settings = {
-            "max_new_tokens": self.max_new_tokens,
-            "eos_token_ids": list(self.eos_token_ids),
-            "start_token_id": self.start_token_id,
-        }
+        settings = {"max_new_tokens": self.max_new_tokens} | self._law()
+        if adapter is None:
+            del settings[storage.FINGERPRINT]
         text = json.dumps(settings, indent=1) + "\n"
         (folder / storage.SETTINGS).write_text(text, encoding="utf-8")
 
@@ -449,7 +448,8 @@ class CausalLM:
         FileNotFoundError
             If the folder is not one that `save` wrote.
         ValueError
-            If an adapter is loaded without its prior.
+            If an adapter is loaded without its prior, or with a prior of other weights, EOS ids or
+            start token than the one that it was fitted from.
         """
         folder = Path(os.path.expanduser(path)).absolute()
         settings = storage.read_settings(folder)
@@ -466,6 +466,7 @@ class CausalLM:
             raise ValueError(
                 f"{folder} holds an adapter: pass prior=, the model that it was fitted from"
             )
+        storage.check_prior(folder, settings, prior._law())
         _check_length(settings["max_new_tokens"], prior._network.context_length)
         policy = copy.copy(prior)
         policy._prior = prior
@@ -517,6 +518,14 @@ class CausalLM:
             f"CausalLM({kind}, max_new_tokens={self.max_new_tokens}, "
             f"eos_token_ids={self.eos_token_ids}, trainable={self.is_trainable}{adapter})"
         )
+
+    def _law(self) -> dict[str, Any]:
+        """What makes an adapter on this network the policy that it is, beside the adapter."""
+        return {
+            "eos_token_ids": list(self.eos_token_ids),
+            "start_token_id": self.start_token_id,
+            storage.FINGERPRINT: storage.base_fingerprint(self._network.shared.module),
+        }
 
     def _beside(self, shared: SharedModel, adapter: str | None) -> Network:
         return Network(shared, adapter, self.eos_token_ids, self.token_budget)

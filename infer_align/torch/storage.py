@@ -17,10 +17,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from infer_align.torch._definition import SAMPLED, fingerprint
 from infer_align.torch.networks import SharedModel
 
 SETTINGS = "causal_lm.json"
 """File beside the weights with what Transformers does not keep: T, EOS ids, start token."""
+FINGERPRINT = "base_fingerprint"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WEIGHT_FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
 """Endings of files, which no hub id has."""
@@ -161,6 +163,34 @@ def save_adapter(shared: SharedModel, adapter: str, folder: Path) -> None:
     config.save_pretrained(str(folder))
 
 
+def base_fingerprint(module: PreTrainedModel) -> str:
+    """A checksum of a module's weights without its adapters, equal in every floating type."""
+    named = {
+        name.replace(".base_layer", ""): p
+        for name, p in module.named_parameters()
+        if "lora_" not in name
+    }
+    # In bfloat16, to which every type rounds alike.
+    some = (named[k].detach().reshape(-1) for k in sorted(named))
+    return fingerprint(x[:: max(1, len(x) // SAMPLED)].to(torch.bfloat16) for x in some)
+
+
+def check_prior(folder: Path, settings: dict[str, Any], prior: dict[str, Any]) -> None:
+    """Refuse to put an adapter on another model than the one that it was fitted on.
+
+    Raises
+    ------
+    ValueError
+    """
+    for name, here in prior.items():
+        saved = settings.get(name, here)  # older folders have no fingerprint
+        if saved != here:
+            raise ValueError(
+                f"the adapter in {folder} was fitted on another prior: {name} was {saved} and is "
+                f"{here}; give the model that it was fitted from, loaded as it was then"
+            )
+
+
 def check_adapter(folder: Path) -> None:
     """Refuse an adapter without its weights: ``peft`` would ask the hub for them."""
     if not (folder / ADAPTER_WEIGHTS).is_file():
@@ -188,7 +218,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
         )
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        return {
+        base = {} if FINGERPRINT not in found else {FINGERPRINT: found[FINGERPRINT]}
+        return base | {
             "max_new_tokens": int(found["max_new_tokens"]),
             "eos_token_ids": [int(i) for i in found["eos_token_ids"]],
             "start_token_id": found["start_token_id"],

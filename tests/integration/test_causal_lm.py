@@ -364,6 +364,44 @@ def test_a_length_is_checked_at_loading(
     assert CausalLM.load("adapter", prior=lm, max_new_tokens=2).max_new_tokens == 2
 
 
+OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "weights": ({"seed": 1}, {}, "base_fingerprint was .* and is"),
+    "EOS": ({}, {"eos_token_ids": (3, EOS)}, r"eos_token_ids was \[4\] and is \[3, 4\]"),
+    "start": ({}, {"start_token_id": 1}, "start_token_id was 0 and is 1"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_another_prior_of_the_same_shape_is_refused(case: str, tmp_path: Path) -> None:
+    of_model, of_lm, message = OTHERS[case]
+    policy = tiny_lm("qwen2", dtype=torch.float32).trainable(lora=2)
+    step(policy)
+    policy.save(tmp_path)
+    model = tiny_model("qwen2", dtype=torch.float32, **of_model)
+    prior = CausalLM(model, None, **{"max_new_tokens": LENGTH} | of_lm)
+    with pytest.raises(ValueError, match=f"was fitted on another prior: {message}"):
+        CausalLM.load(tmp_path, prior=prior)
+    prior = tiny_lm("qwen2", dtype=torch.float32)
+    nearly = prior.module.model.layers[1].mlp.up_proj.weight
+    with torch.no_grad():
+        nearly += 0.01
+    with pytest.raises(ValueError, match="base_fingerprint"):
+        CausalLM.load(tmp_path, prior=prior)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_prior_may_have_another_type_and_other_adapters(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    lm = tiny_lm("gpt2", dtype=torch.float32)
+    lm.trainable(lora=3)
+    policy = lm.trainable(lora=2)
+    policy.save(tmp_path)
+    prior = CausalLM(tiny_model("gpt2", dtype=torch.float32).to(dtype), None, max_new_tokens=LENGTH)
+    assert CausalLM.load(tmp_path, prior=prior).prior is prior
+    assert CausalLM.load(tmp_path, prior=lm).prior is lm
+
+
 class Hub:
     """The parts of `HfApi` that an upload needs; keeps the names of what was uploaded."""
 
