@@ -250,7 +250,7 @@ def main() -> int:
 
     torch.set_num_threads(1)  # a fork has none of its parent's threads
     for module in (figures, assessment_figures):
-        module.svg = lambda *_, **__: ""  # most of a run's time, and of no interest here
+        vars(module)["svg"] = lambda *_, **__: ""  # most of a run's time, and of no interest here
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name).resolve()

@@ -206,3 +206,11 @@ def test_positions_are_per_token() -> None:
     drawn(axis)
     with pytest.raises(ValueError, match="no curve"):
         diagnostics.plot_positions({}, axes())
+
+
+def test_of_many_contexts_a_hundred_are_drawn() -> None:
+    """The worst one of 250 in colour, and every third of the other 249: 83 lines, and 1's."""
+    lw = np.random.default_rng(0).normal(size=(20, 250))
+    axis = diagnostics.plot_weights(lw, axes())
+    greys = [line for line in axis.get_lines() if line.get_linewidth() == 0.8]
+    assert len([line for line in greys if len(np.asarray(line.get_xdata())) == 20]) == 83
