@@ -10,11 +10,13 @@ import numpy as np
 from infer_align import _ties
 from infer_align._numerics import as_real, namespace, own
 from infer_align.exact._engines import (
+    MAX_COUNTS,
     MAX_DIFFERENTIABLE,
     MAX_LATTICE,
     MAX_TYPES,
     by_grid,
     by_types,
+    of_letters,
     on_lattice,
 )
 from infer_align.exact._law import RewardLaw
@@ -76,18 +78,20 @@ def reward_law(probs: Any, rewards: Any, length: int = 1, *, approximate: bool =
     differentiable = namespace(letters.log_p) is not array_api_compat.numpy
     limit = 1 + (MAX_DIFFERENTIABLE if differentiable else MAX_LATTICE)
     lattice = letters.rewards.lattice()
-    types = number_of_types(len(letters.groups), m)
+    types, few = _types(len(letters.groups), m)
     levels = math.inf if lattice is None else m * int(lattice[0].max()) + 1
+    if m == 1 and not few:
+        return of_letters(letters)
     law = None
-    if lattice is not None and levels <= (limit if types > MAX_TYPES else min(limit, types)):
+    if lattice is not None and levels <= (min(limit, types) if few else limit):
         step = abs(float(combine(lattice[1], [unit.value() for unit in letters.rewards.units])))
         law, unresolved = on_lattice(letters, m, lattice[0], step, differentiable=differentiable)
-        if not unresolved or types > MAX_TYPES:
+        if not unresolved or not few:
             return law
-    if types <= MAX_TYPES:
+    if few:
         return by_types(letters, m)
     size = "no lattice" if lattice is None else f"{levels:,} levels on a lattice"
-    why = f"{size} (at most {limit:,}), {types:,} count vectors (at most {MAX_TYPES:,})"
+    why = f"{size} (at most {limit:,}), {_vectors(types, len(letters.groups))}"
     if differentiable or not approximate:
         otherwise = "pass NumPy arrays, without gradients" if differentiable else "approximate=True"
         raise ValueError(
@@ -95,6 +99,24 @@ def reward_law(probs: Any, rewards: Any, length: int = 1, *, approximate: bool =
             f"sequence, round the rewards to a coarser lattice, or {otherwise}"
         )
     return by_grid(letters, m, why) or by_saddle_point(letters, m, why)
+
+
+def _types(letters: int, length: int) -> tuple[int, bool]:
+    """The number of count vectors, and whether they are few enough to be listed."""
+    # Beyond this length their number alone takes long to write down.
+    if min(letters, length) > 10_000:
+        return MAX_TYPES + 1, False
+    types = number_of_types(letters, length)
+    return types, types <= MAX_TYPES and types * letters <= MAX_COUNTS
+
+
+def _vectors(types: int, letters: int) -> str:
+    """So many count vectors, and what the most would be."""
+    size = f"{types:,}" if types < 10**15 else f"about 1e{int(math.log10(types))}"
+    return (
+        f"{size} count vectors of {letters:,} letters (at most {MAX_TYPES:,}, and {MAX_COUNTS:,} "
+        "counts in all)"
+    )
 
 
 def whole_length(length: Any) -> int:
@@ -141,11 +163,9 @@ def reward_law_of_counts(
     """
     m = whole_length(length)
     given = merged_letters(probs, list(range(len(probs))))
-    types = number_of_types(len(given.groups), m)
-    if types > MAX_TYPES:
-        raise ValueError(
-            f"{types:,} count vectors to list (at most {MAX_TYPES:,}); shorten m = {m}"
-        )
+    types, few = _types(len(given.groups), m)
+    if not few:
+        raise ValueError(f"{_vectors(types, len(given.groups))}, to list; shorten m = {m}")
     letters = [group[0] for group in given.groups]
     columns = compositions(m, len(letters))
     counts = np.zeros((len(columns[0]), len(probs)), dtype=np.int64)

@@ -15,6 +15,8 @@ from infer_align.exact._rewards import combine
 
 MAX_LATTICE = 3_000_000
 """Levels of a lattice that are listed: about half a second."""
+MAX_COUNTS = 50_000_000
+"""Most entries of all count vectors together."""
 MAX_TYPES = 5_000_000
 """Types that are listed: about two seconds, half a gigabyte."""
 MAX_DIFFERENTIABLE = 6_000
@@ -105,6 +107,19 @@ def by_types(letters: Letters, m: int) -> RewardLaw:
         lambda values: table.level_mean(log_type, log_level, letters.merged(values)),
         None if lattice is None else abs(float(combine(lattice[1], units))),
         make_edges=lambda: letters.edges(m), make_above=letters.rewards.above(codes),
+    )  # fmt: skip
+
+
+def of_letters(letters: Letters) -> RewardLaw:
+    """The law of one letter, of which every level is one."""
+    lattice = letters.rewards.lattice()
+    units = [unit.value() for unit in letters.rewards.units]
+    codes = functools.cache(lambda: whole_numbers(letters.codes(1), 1))
+    return RewardLaw(
+        namespace(letters.log_p).asarray(letters.rewards.values()), letters.log_p, 1, "letters",
+        f"{len(letters.groups):,} letters, one token", codes, letters.merged,
+        None if lattice is None else abs(float(combine(lattice[1], units))),
+        make_edges=lambda: letters.edges(1), make_above=letters.rewards.above(codes),
     )  # fmt: skip
 
 

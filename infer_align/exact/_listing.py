@@ -42,13 +42,17 @@ class Levels:
             merged = _ties.merged(floats[kept], tolerance, decimals=False)
             self.values, label = np.unique(merged, return_inverse=True)
             self._given: Any = self.values
+        elif is_array_api_obj(rewards) and np.asarray(rewards).dtype.kind in "iu":
+            distinct, label = np.unique(np.asarray(rewards)[kept], return_inverse=True)
+            self._given = exact_rewards([int(r) for r in distinct])
+            self.values = self._given.values()
         else:
             exact = exact_rewards(rewards).take(kept.tolist())
             units = [unit.value() for unit in exact.units]
-            distinct = sorted(set(exact.keys), key=lambda key: combine(key, units))
-            place = {key: i for i, key in enumerate(distinct)}
+            ordered = sorted(set(exact.keys), key=lambda key: combine(key, units))
+            place = {key: i for i, key in enumerate(ordered)}
             label = np.array([place[key] for key in exact.keys])
-            self._given = ExactRewards(tuple(distinct), exact.units)
+            self._given = ExactRewards(tuple(ordered), exact.units)
             self.values = self._given.values()
         order = np.argsort(label, kind="stable")
         self.members = kept[order]

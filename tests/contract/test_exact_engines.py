@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infer_align.exact import _engines, reward_law
+from infer_align.exact import _engines, reward_law, reward_law_of_counts
 from infer_align.exact._lattice import attainable_sums
 from infer_align.exact._letters import merged_letters
 from infer_align.exact._saddle import by_saddle_point
@@ -177,3 +177,27 @@ def test_laws_of_erratic_alphabets_are_normalised():
         assert total == pytest.approx(0.0, abs=1e-11), (probs, rewards, m)
         mean = m * float(probs @ np.array(rewards))
         assert float(law.cumulants(0.0)[1]) == pytest.approx(mean, rel=1e-9), (probs, rewards, m)
+
+
+def test_letters_times_types_are_counted_before_they_are_listed():
+    """1,000 letters, two tokens: 500,500 count vectors are few, their 5·10⁸ counts are not."""
+    rng = np.random.default_rng(0)
+    probs, rewards = np.full(1000, 1e-3), rng.normal(size=1000)
+    with pytest.raises(ValueError, match=r"500,500 count vectors of 1,000 letters \(at most"):
+        reward_law(probs, rewards, 2, approximate=False)
+    with pytest.raises(ValueError, match=r"500,500 count vectors of 1,000 letters"):
+        reward_law_of_counts(probs, lambda n: n[:, 0], 2)
+    assert reward_law(probs[:100] * 10, rewards[:100], 2).engine == "types"
+
+
+def test_one_token_of_many_letters_is_its_letters():
+    """10,000 letters, with a tie: levels, their masses and means are those of the letters."""
+    rng = np.random.default_rng(1)
+    probs, rewards = rng.dirichlet(np.ones(10_000)), rng.normal(size=10_000)
+    rewards[1] = rewards[0]
+    law = reward_law(probs, rewards)
+    assert (law.engine, len(law), law.exact) == ("letters", 9_999, True)
+    at = int(np.flatnonzero(law.rewards == rewards[0])[0])
+    assert np.exp(law.log_prob[at]) == pytest.approx(probs[0] + probs[1], rel=1e-9)
+    assert float(law.expected_reward(law.log_prob)) == pytest.approx(probs @ rewards, rel=1e-9)
+    np.testing.assert_allclose(law.level_mean(rewards), law.rewards, rtol=1e-9)
