@@ -6,7 +6,7 @@ from typing import Any
 import array_api_compat.numpy
 import numpy as np
 
-from infer_align._arguments import real
+from infer_align._arguments import numeric
 from infer_align._numerics import Array, concrete, namespace
 from infer_align.exact._edges import Edges, memoryless_edges
 from infer_align.exact._law import check_normalised
@@ -118,9 +118,7 @@ def merged_letters(probs: Any, rewards: Any) -> Letters:
 
 def _number(letter: int, prob: Any) -> float:
     """A probability, also as a text."""
-    return (
-        float(prob) if isinstance(prob, str) else real(f"the probability of letter {letter}", prob)
-    )
+    return float(prob if isinstance(prob, str) else numeric(f"probability {letter}", prob))
 
 
 def _check_scale(values: np.ndarray) -> None:

@@ -146,7 +146,7 @@ def test_saddle_point_tails_are_within_ten_times_their_error():
 
 
 def test_what_is_too_large_raises_with_its_sizes():
-    sizes = r"at most 3,000,00\d\), 42,084,793,751 count vectors \(at most 5,000,000\)"
+    sizes = r"at most 3,000,00\d\), 42,084,793,751 count vectors of 5 letters \(at most 5,000,000"
     with pytest.raises(ValueError, match=sizes + ".*approximate=True"):
         reward_law(FIVE, ODD, 1000, approximate=False)
     with pytest.raises(ValueError, match=r"count vectors.*pass NumPy arrays, without gradients"):

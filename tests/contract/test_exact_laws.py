@@ -328,7 +328,7 @@ def test_rewards_of_counts_are_any_function_of_them():
     np.testing.assert_allclose(law.level_mean([1.0, 1.0, 1.0, 1.0]), m, rtol=1e-12)
     with pytest.raises(ValueError, match=r"counts \[.*\] is nan, not finite"):
         reward_law_of_counts(as_floats(probs), lambda n: n[:, 0] * math.nan, m)
-    with pytest.raises(ValueError, match=r"count vectors to list.*shorten m = 200"):
+    with pytest.raises(ValueError, match=r"count vectors of .* to list; shorten m = 200"):
         reward_law_of_counts([0.1] * 10, lambda n: n[:, 0], 200)
 
 
