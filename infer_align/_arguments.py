@@ -70,7 +70,8 @@ def instance(what: str, value: T, kind: type, example: str) -> T:
     """
     if not isinstance(value, kind):
         shown = getattr(value, "__name__", None) or repr(value)
-        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        spelled = kind.__name__[1:2].isupper()  # "an FDivergence"
+        article = "an" if kind.__name__[0] in ("AEFHILMNORSX" if spelled else "AEIOU") else "a"
         raise TypeError(
             f"{what} must be {article} {kind.__name__}, got {shown} ({type(value).__name__}); "
             f"give one, such as {example}"

@@ -124,7 +124,7 @@ def _weighted(ratio: Array, signal: Array) -> Array:
     return ratio[:, None, ...] * namespace(signal).where(drawn, signal, 0.0)
 
 
-def _decay(decay: float | None) -> float:
+def _decay(decay: Any) -> float:
     if decay is None:
         return 1.0
     kept = number("decay", decay, need="a number in (0, 1)")

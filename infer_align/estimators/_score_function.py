@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from infer_align._arguments import instance, positive
 from infer_align._numerics import Array, log_ratio, logsumexp, namespace
@@ -163,7 +164,7 @@ def reinforce(*, baseline: Baseline | None = None, truncate: float | None = None
     )
 
 
-def _baseline(given: Baseline | None) -> Baseline:
+def _baseline(given: Any) -> Baseline:
     base = leave_one_out() if given is None else given
     return instance("the baseline", base, Baseline, "leave_one_out()")
 
@@ -174,7 +175,7 @@ def _score_function(
     f_prime_at_inf: float,
     rule: LogZ,
     base: Baseline,
-    bounds: tuple[float | None, float | None],
+    bounds: tuple[Any, Any],
     loss: Callable[[Array, Array, Array | None], Array],
     *,
     full_support: bool,

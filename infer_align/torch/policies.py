@@ -24,6 +24,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from infer_align._arguments import count, positive
 from infer_align.torch import prompts as prompts_
 from infer_align.torch import scoring, storage
 from infer_align.torch._threads import alone
@@ -86,6 +87,7 @@ class CausalLM:
         token_budget: int = 2048,
     ):
         _check_length(max_new_tokens, None)
+        token_budget = count("token_budget", token_budget)
         eos = (
             storage.default_eos(model, tokenizer) if eos_token_ids is None else tuple(eos_token_ids)
         )
@@ -281,12 +283,14 @@ class CausalLM:
                 SharedModel(module.requires_grad_(requires_grad=True)), None
             )
             return policy
-        if lora < 1:
-            raise ValueError(f"lora is the rank of the adapter, at least 1, got {lora}")
+        rank = count("lora, the rank of the adapter,", lora)
+        if alpha is not None:
+            positive("alpha", alpha)
+        seed = count("seed", seed, low=0)
         with alone(), torch.random.fork_rng():
             torch.manual_seed(seed)
             name = shared.add_adapter(
-                rank=lora, alpha=2 * lora if alpha is None else alpha, target_modules=target_modules
+                rank=rank, alpha=alpha or 2 * rank, target_modules=target_modules
             )
         policy._network = self._beside(shared, name)
         return policy
@@ -532,7 +536,7 @@ class CausalLM:
 
 
 def _check_length(max_new_tokens: int, limit: int | None) -> None:
-    if max_new_tokens < 1:
+    if count("max_new_tokens", max_new_tokens) < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     if limit is not None and max_new_tokens > limit:
         raise ValueError(

@@ -381,6 +381,24 @@ def test_a_checkpoint_keeps_what_defines_the_fit(tmp_path: Path) -> None:
         fit(loaded, goal, F_DPG, **(options | {"prompts": PROMPTS[::-1]}), resume=state)
 
 
+# Adapters
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora": 1.5}, "rank of the adapter, must be a whole number"),
+        ({"lora": 0}, "rank of the adapter, must be at least 1, got 0"),
+        ({"lora": 2, "alpha": math.nan}, "alpha must be positive, got nan"),
+        ({"lora": 2, "seed": -1}, "seed must be at least 0"),
+    ],
+)
+def test_an_adapter_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+    make = getattr(CausalLM.trainable, "__wrapped__", CausalLM.trainable)
+    with pytest.raises((ValueError, TypeError), match=message):
+        make(tiny_lm(), **options)
+
+
 # Buffers
 
 

@@ -247,3 +247,71 @@ def test_trajectory_balance_reports_its_log_z():
     estimator = estimators.trajectory_balance(log_z=estimators.known_log_z(np.array([1.0, 4.0])))
     _, _, info = estimator.update(estimator.init(), weighing([1, 1], [1, 1], context=[0, 1]))
     assert float(info["log_z"]) == 2.5
+
+
+# What cannot be right
+
+E = estimators
+PLAIN = lambda f: getattr(f, "__wrapped__", f)
+"""Without the checks of types that the tests install: a user's own call."""
+WRONG = {
+    "a name": (lambda: PLAIN(E.f_dpg)("jensen_shannon"), "an FDivergence, got .jensen_shannon"),
+    "an estimator": (lambda: PLAIN(E.f_dpg)(E.vargrad()), "must be an FDivergence"),
+    "a baseline that is not called": (
+        lambda: PLAIN(E.reinforce)(baseline=E.dpg),
+        r"baseline must be a Baseline, got dpg \(function\)",
+    ),
+    "a number for log Z": (
+        lambda: PLAIN(E.trajectory_balance)(log_z=0.0),
+        r"log_z must be a LogZ, got 0.0 \(float\); give one, such as learnt_log_z",
+    ),
+    "clip = NaN": (lambda: E.f_dpg(divergences.forward_kl, clip=math.nan), "clip must be positive"),
+    "clip = inf": (lambda: E.f_dpg(divergences.forward_kl, clip=math.inf), "left out: no bound"),
+    "truncate = 0": (lambda: E.reinforce(truncate=0.0), "truncate must be positive .*got 0"),
+    "truncate = True": (lambda: PLAIN(E.reinforce)(truncate=True), "truncate must be positive"),
+    "decay = 1": (lambda: E.running(decay=1.0), r"decay must lie in \(0, 1\), got 1"),
+    "decay = NaN": (lambda: E.running_log_z(decay=math.nan), "decay must be a number in"),
+    "decay = text": (lambda: PLAIN(E.per_context_log_z)(2, decay="0.5"), "decay must be .*'0.5'"),
+    "1.5 contexts": (lambda: PLAIN(E.per_context_log_z)(1.5), "num_contexts must be a whole"),
+    "True contexts": (lambda: PLAIN(E.per_context_log_z)(True), "num_contexts must be a whole"),
+    "log Z = NaN": (lambda: E.known_log_z(math.nan), "a known log Z must be a finite number"),
+    "log Z = 1j": (lambda: PLAIN(E.known_log_z)(1j), "a known log Z must be a finite number"),
+    "log Z = -inf": (lambda: E.learnt_log_z(-math.inf), "the initial log Z must be a finite"),
+    "a rate of inf": (lambda: E.learnt_log_z(learning_rate=math.inf), "learning_rate must be"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_no_choice_is_refused(case):
+    build, message = WRONG[case]
+    with pytest.raises((TypeError, ValueError), match=message):
+        build()
+
+
+def test_log_weights_that_do_not_fit_are_refused():
+    estimator, good = estimators.vargrad(), weighing([1, 2], [3, 4])
+    for change, message in (
+        ({"proposal": np.zeros(2)}, r"log proposal \(2,\); both must be"),
+        ({"context": np.arange(3)}, r"ids have shape \(3,\) and .* shape \(2,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            estimator.update({}, good._replace(**change))
+    with pytest.raises(TypeError, match=r"log target is complex"):
+        estimators.check(estimator, good._replace(target=good.target + 1j))
+
+
+def test_names_say_the_choices():
+    """What tells two fits apart: a resumed one is compared by it."""
+    made = estimators.f_dpg(
+        divergences.forward_kl,
+        log_z=estimators.per_context_log_z(3, decay=0.5),
+        baseline=estimators.running(decay=0.25),
+        truncate=2.0,
+    )
+    assert made.name == (
+        "f_dpg(forward_kl, per_context_log_z(3, decay=0.5), running(decay=0.25), truncate=2)"
+    )
+    assert estimators.known_log_z(np.array([0.5, 1.0])).name == "known_log_z(0.5, 1)"
+    many = [estimators.known_log_z(np.arange(9.0) + shift).name for shift in (0.0, 1e-9)]
+    assert many[0] != many[1]
+    assert many[0].startswith("known_log_z(9 numbers, ")
