@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from infer_align import diagnostics
+from infer_align._arguments import count
 from infer_align.diagnostics._unseen import if_prior
 from infer_align.jax._batch import draw, weigh
+from infer_align.jax._checks import check_context_arguments, check_key
 from infer_align.jax.numpyro import Program
 from infer_align.jax.numpyro import target as as_target
 from infer_align.targets import Target, check_provides
@@ -75,6 +77,14 @@ def assess(
     >>> log_z.reliable, bool(log_z.low < jnp.log(1.7) < log_z.high)
     (True, True)
     """
+    check_key(key)
+    n, contexts = count("n", n), check_context_arguments(contexts)
+    for what, one in (("policy", policy), ("proposal", proposal)):
+        if not hasattr(one, "log_prob") and not (one is None and what == "proposal"):
+            raise TypeError(
+                f"the {what} is a distribution, got {type(one).__name__}; of a policy of `fit` it "
+                "is policy(params, *contexts)"
+            )
     declared = as_target(target)
     check_provides(declared, frozenset({"log_density"}), "assess")
 

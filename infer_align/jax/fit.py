@@ -19,10 +19,17 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 
+from infer_align._arguments import count, instance
 from infer_align.diagnostics import batch_metrics
 from infer_align.diagnostics._batch import never_moved
 from infer_align.estimators import Estimator, LogWeights, checked_update
 from infer_align.jax._batch import Batch, draw, of_data, weigh
+from infer_align.jax._checks import (
+    check_context_arguments,
+    check_key,
+    check_proposal,
+    optimizer_or_adam,
+)
 from infer_align.jax._support import refuse_moving_support
 from infer_align.jax.numpyro import Program, ProgramPrior
 from infer_align.jax.numpyro import target as as_target
@@ -139,18 +146,19 @@ def fit(
     >>> [round(float(x), 1) for x in p]
     [0.3, 0.4, 0.3]
     """
-    for what, value in (("n", n), ("steps", steps)):
-        if value < 1:
-            raise ValueError(f"{what} must be at least 1, got {value}")
+    check_key(key)
+    n, steps, contexts = count("n", n), count("steps", steps), check_context_arguments(contexts)
+    instance("estimator", estimator, Estimator, "f_dpg(divergences.jensen_shannon)")
+    check_proposal(proposal)
     if n < estimator.min_outcomes:
         raise ValueError(
             f"{estimator.name} needs at least {estimator.min_outcomes} outcomes per context, "
             f"got n={n}; raise n"
         )
-    if isinstance(policy, dist.Distribution | ProgramPrior):
+    if isinstance(policy, dist.Distribution | ProgramPrior) or not callable(policy):
         raise TypeError(
-            "the policy is a distribution, which has no parameters to fit; pass a function from "
-            "parameters to a distribution, such as infer_align.jax.tabular"
+            f"the policy is a {type(policy).__name__}, which has no parameters to fit; pass a "
+            "function from parameters to a distribution, such as infer_align.jax.tabular"
         )
     declared = as_target(target)
     check_provides(declared, estimator.requires, estimator.name)
@@ -164,7 +172,7 @@ def fit(
         policy=policy,
         target=declared,
         estimator=estimator,
-        optimizer=optax.adam(1e-2) if optimizer is None else optimizer,
+        optimizer=optimizer_or_adam(optimizer),
         contexts=contexts,
         proposal=proposal,
         n=n,
@@ -176,6 +184,7 @@ def fit(
     jax.eval_shape(jax.grad(support), params)  # before anything is drawn
     fresh = FitState(0, run.optimizer.init(params), estimator.init())
     if resume is not None:
+        instance("resume", resume, FitState, "the state of a Step")
         for what, new, old in zip(fresh._fields, fresh, resume, strict=True):
             if jax.tree.structure(new) != jax.tree.structure(old):
                 raise ValueError(
@@ -294,7 +303,7 @@ class _Fit:
     def _draw(self, key: jax.Array, params: Any, contexts: tuple[Any, ...]) -> Batch:
         policy = self.policy(params, *contexts)
         proposal = self.proposal
-        if proposal is not None and not isinstance(proposal, dist.Distribution | ProgramPrior):
+        if proposal is not None and not hasattr(proposal, "log_prob"):
             proposal = proposal(params, *contexts)
         return draw(key, policy, proposal, self.target, self.n, contexts)
 

@@ -92,13 +92,22 @@ def target(
         raise ValueError(f"context_ndim must be 0 or more, got {context_ndim}")
     label = name or getattr(program, "__name__", "program")
 
+    signature = inspect.signature(program)
+
     def prior(*contexts: Any) -> ProgramPrior:
+        try:
+            signature.bind(*contexts)
+        except TypeError:
+            raise TypeError(
+                f"program {label!r} is called with {len(contexts)} contexts and takes {signature}; "
+                f"give one array for each argument: contexts={tuple(signature.parameters)}"
+            ) from None
         return ProgramPrior(program, contexts, label, context_ndim)
 
     def terms(y: Outcome, *contexts: Any) -> tuple[jax.Array, Moments]:
         return prior(*contexts).terms(y)
 
-    takes_contexts = bool(inspect.signature(program).parameters)
+    takes_contexts = bool(signature.parameters)
     return Target(
         prior if takes_contexts else prior(), Constrained(terms, label), label, log_bound=log_bound
     )

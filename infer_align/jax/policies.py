@@ -20,6 +20,7 @@ import numpyro.distributions as dist
 from jaxtyping import Float
 from numpyro.distributions import constraints
 
+from infer_align._arguments import count
 from infer_align._numerics import logsumexp
 from infer_align.exact import SequenceModel, Space
 
@@ -105,8 +106,7 @@ def memoryless(
     """
     if eos is not None:
         return TokenSequence(logits, None, length, eos, pad)
-    if length < 1:
-        raise ValueError(f"length must be at least 1, got {length}")
+    length = count("length", length)
     tokens = dist.CategoricalLogits(logits[..., None, :])
     return tokens.expand((*logits.shape[:-1], length)).to_event(1)
 
@@ -295,8 +295,7 @@ class TokenSequence(dist.Distribution):
                 f"transition logits have shape {tuple(transition.shape)}; initial logits of "
                 f"shape {shape} need {(*shape, size)}: (*contexts, from, to)"
             )
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
+        length = count("length", length)
         if outside := [token for token in ends if not 0 <= token < size]:
             raise ValueError(f"eos {outside} lies outside the vocabulary 0..{size - 1}")
         self.initial, self.transition = initial, transition
@@ -418,8 +417,7 @@ class HiddenMarkov(dist.Distribution):
                 f"emission {tuple(emission.shape)}; needed are (*contexts, H), (*contexts, H, H) "
                 "and (*contexts, H, V)"
             )
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
+        length = count("length", length)
         self.initial, self.transition, self.emission = initial, transition, emission
         self.length = length
         super().__init__(shape[:-1], (length,), validate_args=validate_args)

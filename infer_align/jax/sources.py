@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infer_align._arguments import count
 from infer_align._numerics import as_real
+from infer_align.jax._checks import check_context_arguments, check_key, check_proposal
 from infer_align.jax.numpyro import target as as_target
 from infer_align.samplers import (
     Drawn,
@@ -67,6 +69,8 @@ def source(
     >>> ((drawn.log_target - drawn.log_proposal) / 2 == drawn.outcomes).all().item()
     True
     """
+    check_key(key)
+    contexts = check_context_arguments(contexts)
     declared = as_target(target)
     check_provides(declared, frozenset({"log_density"}), "a sampler")
     return JaxSource(key, declared, _given(proposal, contexts), contexts)
@@ -116,8 +120,7 @@ class JaxSource:
         -------
         Drawn
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
+        n = count("n", n)
         outcomes, log_q, log_p = [], [], []
         for start in range(0, n, LARGEST):
             size = min(n - start, LARGEST)
@@ -330,11 +333,7 @@ def mixture(components: Sequence[Any], weights: Sequence[float]) -> Mixture:
 def _given(proposal: Any, contexts: tuple[Any, ...]) -> Any:
     if proposal is None or hasattr(proposal, "log_prob"):
         return proposal
-    if not callable(proposal):
-        raise TypeError(
-            "a proposal is a NumPyro distribution or a callable from contexts to one, got "
-            f"{type(proposal).__name__}"
-        )
+    check_proposal(proposal)
     return proposal(*contexts)
 
 

@@ -108,7 +108,7 @@ def test_repetition_outside_an_expectation_is_refused():
         P.particles(2, lambda: draw(0.0))
     with pytest.raises(ValueError, match="inside an objective given to"):
         P.vmap(draw)(jnp.ones(2))
-    with pytest.raises(ValueError, match="number of particles is at least 1, got 0"):
+    with pytest.raises(ValueError, match="number of particles, must be at least 1, got 0"):
         P.particles(0, lambda: draw(0.0))
 
 
@@ -199,7 +199,7 @@ def test_wrong_types_are_refused():
 
 
 def test_numbers_that_make_no_estimator_are_refused():
-    with pytest.raises(ValueError, match="n >= 2 evaluations, got 1"):
+    with pytest.raises(ValueError, match="must be at least 2, got 1"):
         P.score_loo(1)
     for decay in (1.0, -0.1):
         with pytest.raises(ValueError, match=r"in \[0, 1\)"):

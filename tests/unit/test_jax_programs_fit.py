@@ -246,5 +246,5 @@ def test_arguments_that_cannot_be_right_are_refused():
         with pytest.raises(ValueError, match="must be at least 1, got 0"):
             P.fit(KEY, loss, jnp.asarray(1.0), **wrong)
     infinite = P.expectation(lambda t: jnp.log(t))
-    with pytest.raises(ValueError, match="gradient at step 0 is not finite"):
+    with pytest.raises(ValueError, match="loss at step 0 is not finite"):
         next(P.fit(KEY, infinite, jnp.asarray(0.0)))

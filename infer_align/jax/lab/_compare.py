@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from infer_align._arguments import count
 from infer_align.diagnostics import Comparison, Measurement, compare_gradients
 from infer_align.diagnostics._policy_gradients import of_row
 from infer_align.jax.lab._exact import Exact, exact_gradient
@@ -165,8 +166,7 @@ def _check(estimators: Any, args: tuple[Any, ...], n: int, batch: int, evaluatio
             "(those of numpyro.param with numpyro.handlers.substitute(objective, data=params))"
         )
     for what, value, least in (("n", n, 2), ("batch", batch, 1), ("evaluations", evaluations, 1)):
-        if value < least:
-            raise ValueError(f"{what} must be at least {least}, got {value}")
+        count(what, value, low=least)
 
 
 def _free(args: tuple[Any, ...], chosen: tuple[int, ...], *, single: bool) -> Any:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infer_align._arguments import count
 from infer_align.jax.programs._frame import (
     Frame,
     Override,
@@ -99,8 +100,12 @@ def expectation(
                 f"site {name!r} has the estimator {estimator!r}; needed is one of "
                 f"infer_align.jax.programs: {known}"
             )
-    if n < 1:
-        raise ValueError(f"n is a number of evaluations, at least 1, got {n}")
+    n = count("n, the number of evaluations,", n)
+    if not callable(objective):
+        raise TypeError(
+            f"an objective is a function that draws and returns a number, got "
+            f"{type(objective).__name__}"
+        )
     return Expectation(objective, estimators, n)
 
 

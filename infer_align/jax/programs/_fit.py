@@ -11,6 +11,8 @@ from numpyro import handlers
 from numpyro.distributions import biject_to
 from numpyro.distributions.constraints import real
 
+from infer_align._arguments import count, instance
+from infer_align.jax._checks import check_key, optimizer_or_adam
 from infer_align.jax.programs._expectation import Expectation
 from infer_align.jax.programs._frame import Frame, Plan
 from infer_align.jax.programs._noise import Recorder
@@ -95,14 +97,15 @@ def fit(
     >>> {name: round(float(x), 1) for name, x in last.params.items()}  # N(1, 1/√2)
     {'loc': 1.0, 'scale': 0.7}
     """
-    for what, value in (("steps", steps), ("batch", batch)):
-        if value < 1:
-            raise ValueError(f"{what} must be at least 1, got {value}")
-    optimizer = optax.adam(1e-2) if optimizer is None else optimizer
+    check_key(key)
+    instance("loss", loss, Expectation, "programs.expectation(objective)")
+    steps, batch = count("steps", steps), count("batch", batch)
+    optimizer = optimizer_or_adam(optimizer)
     run = _explicit(loss, params) if params is not None else _by_site(key, loss, args)
     decays = loss.decays(*args) if params is None else loss.decays(params, *args)
     if resume is None:
         resume = FitState(0, run.start, optimizer.init(run.start), dict.fromkeys(decays, 0.0))
+    instance("resume", resume, FitState, "the state of a Step")
     return _steps(key, run, args, steps, batch, optimizer, decays, resume)
 
 
@@ -206,11 +209,12 @@ def _steps(
             state.baselines, args,
         )  # fmt: skip
         metrics = {"value": float(value), "grad_norm": float(norm)}
-        if not math.isfinite(metrics["grad_norm"]):
+        if not all(map(math.isfinite, metrics.values())):
             raise ValueError(
-                f"the gradient at step {index} is not finite (the loss is {metrics['value']:.6g}), "
-                "and no step was taken; lower the learning rate, or see that every draw has a "
-                "finite log-density"
+                f"the gradient or the loss at step {index} is not finite (the loss is "
+                f"{metrics['value']:.6g}, the gradient's norm {metrics['grad_norm']:.6g}), and no "
+                "step was taken; lower the learning rate, or see that every draw has a finite "
+                "log-density"
             )
         # The first value begins the mean; later ones enter with weight 1 − decay.
         baselines = {

@@ -21,6 +21,7 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from infer_align._arguments import count
 from infer_align.jax._support import refuse_moving_support
 from infer_align.jax.programs._distributions import log_prob
 from infer_align.jax.programs._frame import current
@@ -422,6 +423,4 @@ def _log_mean(log_weights: Array) -> Array:
 
 
 def _count(n: int) -> int:
-    if n < 1:
-        raise ValueError(f"a number of draws is at least 1, got {n}")
-    return n
+    return count("n, a number of draws,", n)

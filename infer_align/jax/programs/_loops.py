@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.primitives import _PYRO_STACK
 
+from infer_align._arguments import count
 from infer_align.jax.programs._frame import Frame, Override, current
 from infer_align.jax.programs._noise import Recorder, Supply
 
@@ -107,9 +108,7 @@ def particles(n: int, function: Callable[[], Any]) -> Any:
     >>> round(float(value), 4), round(float(slope), 4)  # E[(sum)²] is 3p(1 − p) + 9p²
     (1.44, 6.6)
     """
-    if n < 1:
-        raise ValueError(f"the number of particles is at least 1, got {n}")
-    return vmap(function, (), size=n)()
+    return vmap(function, (), size=count("n, the number of particles,", n))()
 
 
 def inner_source(frame: Frame, scope: str, repeats: int) -> Any:

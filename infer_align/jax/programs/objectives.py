@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from infer_align._arguments import count, number
 from infer_align.jax.programs._frame import promise_bound
 from infer_align.jax.programs._generative import (
     Marginal,
@@ -116,7 +117,7 @@ def renyi_bound(model: Program, guide: Program, *args: Any, alpha: float, n: int
     n : int
         Particles.
     """
-    if alpha == 1:
+    if number("alpha", alpha) == 1:
         raise ValueError("the Rényi bound of order 1 is the elbo; use that")
     if 0 <= alpha < 1:
         promise_bound("renyi_bound")
@@ -138,7 +139,7 @@ def chi_upper_bound(model: Program, guide: Program, *args: Any, order: float = 2
     order : float
         > 1.
     """
-    if not order > 1:
+    if not number("order", order) > 1:
         raise ValueError(f"the χ upper bound needs an order > 1, got {order}")
     promise_bound("chi_upper_bound")
     return jnp.exp(order * _log_weight(model, guide, args))
@@ -302,8 +303,7 @@ def vargrad(model: Program, guide: Program, *args: Any, n: int) -> Array:
     n : int
         Draws, >= 2.
     """
-    if n < 2:
-        raise ValueError(f"a variance needs n >= 2 draws, got {n}")
+    n = count("n, the draws of a variance,", n, low=2)
     _, log_p, log_q = _wake(model, given(guide, _of("vargrad")), args, n)
     return jnp.var(log_q - stop(log_p), ddof=1) / 2
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from infer_align._arguments import count, number, positive
 from infer_align.jax.programs._distributions import base_of, log_prob, support_of
 
 __all__ = [
@@ -112,8 +113,7 @@ def score_loo(n: int = 2) -> SiteEstimator:
     n : int
         Evaluations of the whole objective, >= 2; the same at all sites.
     """
-    if n < 2:
-        raise ValueError(f"a leave-one-out baseline needs n >= 2 evaluations, got {n}")
+    n = count("n, the evaluations of a leave-one-out baseline,", n, low=2)
     return SiteEstimator(f"score_loo({n})", "score", replicates=n)
 
 
@@ -128,7 +128,7 @@ def score_running(decay: float = 0.9) -> SiteEstimator:
     decay : float
         Weight of the mean so far, in [0, 1).
     """
-    if not 0 <= decay < 1:
+    if not 0 <= number("decay", decay) < 1:
         raise ValueError(f"the decay of a running mean lies in [0, 1), got {decay}")
     return SiteEstimator(f"score_running({decay:g})", "score", decay=decay)
 
@@ -143,6 +143,10 @@ def score_baseline(baseline: Any) -> SiteEstimator:
     baseline : number, or callable
         A callable gets the arguments of the objective. No gradient flows into it.
     """
+    if isinstance(baseline, str | bytes) or not (callable(baseline) or jnp.ndim(baseline) == 0):
+        raise TypeError(f"a baseline is a number or a function, got {baseline!r}")
+    if isinstance(baseline, float) and not math.isfinite(baseline):
+        raise ValueError(f"a baseline is a finite number, got {baseline}")
     return SiteEstimator("score_baseline", "score", baseline=baseline)
 
 
@@ -284,9 +288,10 @@ def gumbel_softmax(temperature: float) -> SiteEstimator:
     temperature : float
         > 0.
     """
+    temperature = positive("temperature", temperature)
     return SiteEstimator(
         f"gumbel_softmax({temperature:g})", "pathwise",
-        lambda d, key: _relaxed(d, key, _positive(temperature)),
+        lambda d, key: _relaxed(d, key, temperature),
         bias="the program sees a relaxed value",
     )  # fmt: skip
 
@@ -301,9 +306,10 @@ def straight_through(temperature: float = 1.0) -> SiteEstimator:
     temperature : float
         > 0.
     """
+    temperature = positive("temperature", temperature)
 
     def draw(d: Any, key: Array) -> Array:
-        soft = _relaxed(d, key, _positive(temperature))
+        soft = _relaxed(d, key, temperature)
         if _is_one_hot(d):
             hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), soft.shape[-1], dtype=soft.dtype)
         else:
@@ -314,12 +320,6 @@ def straight_through(temperature: float = 1.0) -> SiteEstimator:
         f"straight_through({temperature:g})", "pathwise", draw,
         bias="the gradient is that of a relaxed value",
     )  # fmt: skip
-
-
-def _positive(temperature: float) -> float:
-    if not temperature > 0:
-        raise ValueError(f"the temperature of a relaxation is positive, got {temperature}")
-    return temperature
 
 
 def _is_one_hot(d: Any) -> bool:
