@@ -86,11 +86,6 @@ def bind(
                 "program; write the target as a Pyro program with arguments of these names"
             )
         return target, Contexts(prompts, (), prompts is not None)
-    if not callable(target):
-        raise TypeError(
-            f"a target is a Pyro program or a Target, got {type(target).__name__}; it is the first "
-            "argument of `source` and `assess`, and randomness comes from seed="
-        )
     names = context_names(target)
     if prompts is not None and not names:
         raise ValueError(

@@ -202,5 +202,5 @@ def test_what_does_not_fit_is_refused():
 def test_a_seed_for_a_target_is_refused(monkeypatch):
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # our own words, as users
     program = lambda: pyro.sample("y", dist.Categorical(torch.ones(2)))
-    with pytest.raises(TypeError, match="a target is a Pyro program or a Target, got int"):
+    with pytest.raises(TypeError, match=r"a target is a Pyro program .* or a Target, got 0"):
         source(0, program)
