@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,7 @@ class Draws(NamedTuple):
     log_potential_se: Tensor | None = None
     log_bound: Any = None
     """Largest log P/q there can be, where the draws are of the target's prior and it is known."""
+    sample_score_limit: float | None = None
 
     def assess(self, *, contexts: Sequence[str] | None = None) -> "xarray.DataTree":
         """These draws as an assessed ArviZ tree.
@@ -57,7 +59,19 @@ class Draws(NamedTuple):
             outcomes=self.outcomes,
             max_sample_score_difference=self.sample_score_difference,
             log_bound=self.log_bound,
+            withdrawn=self._withdrawn(),
         )
+
+    def _withdrawn(self) -> list[str]:
+        """Why no interval can be claimed, if the sampler has another law than the scorer."""
+        gap, limit = self.sample_score_difference, self.sample_score_limit
+        if limit is None or not gap > limit:
+            return []
+        return [
+            f"the sampler's and the scorer's log-probabilities differ by up to {gap:.2g} nats, "
+            f"where rounding explains {limit:.2g}: the draws are not from the law that scores "
+            "them; run the model in float32, or a model of another class"
+        ]
 
 
 @torch.no_grad()
@@ -97,7 +111,8 @@ def collect(
     Draws
         Float64 on the CPU. ``sample_score_difference`` is the largest gap between the sampler's
         and the scorer's log-probability, in nats, over the first 128 outcomes of each prompt and
-        one of every further 128; NaN where a language model's own sampler was not used.
+        one of every further 128; NaN where a language model's own sampler was not used. Beyond
+        ``sample_score_limit``, what rounding explains, `Draws.assess` claims no interval.
     """
     if count("n", n) < 2:
         raise ValueError(f"an assessment needs at least 2 outcomes per prompt, got n={n}")
@@ -131,8 +146,7 @@ def collect(
             # The sampler's and the scorer's numbers must agree: the first chunk is scored whole,
             # and an outcome of every other, since each is batched anew.
             some = slice(None) if start == 0 else slice(size - 1, size)
-            gaps = (distribution.log_prob(y[some]).double() - part["drawn"][some]).abs()
-            gap = float(gaps.max()) if start == 0 else max(gap, float(gaps.max()))
+            gap = np.fmax(gap, _gap(distribution, y[some], part["drawn"][some]))
         part |= _evaluated(bound, y, contexts.of_target(every), features or {})
         parts.append(part)
         if progress is not None:
@@ -146,8 +160,9 @@ def collect(
     )
     named = {k.removeprefix("feature "): v for k, v in all_.items() if k.startswith("feature ")}
     return Draws(
-        _joined(drawn), weights, all_["prior"], all_["potential"], named, gap,
+        _joined(drawn), weights, all_["prior"], all_["potential"], named, float(gap),
         all_.get("potential_se"), if_prior(bound.log_bound, all_["drawn"], all_["prior"]),
+        distribution.sample_score_limit if isinstance(distribution, Continuations) else None,
     )  # fmt: skip
 
 
@@ -168,6 +183,10 @@ def _evaluated(
     for name, feature in features.items():
         out[f"feature {name}"] = as_numbers(feature(own(y), *arguments), f"feature {name!r}")
     return out
+
+
+def _gap(distribution: Continuations, y: Tensor, drawn: Tensor) -> float:
+    return float((distribution.log_prob(y).double() - drawn).abs().max())
 
 
 def _joined(parts: Sequence[Any]) -> Any:

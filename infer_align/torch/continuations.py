@@ -67,6 +67,9 @@ class Continuations(TorchDistribution):
         self.prompts = prompts
         self.max_new_tokens = max_new_tokens
         self._index = index
+        # Refuses prompts that no one law continues.
+        for size in {len(prompts[i]) for i in index.reshape(-1).tolist()}:
+            network.side(size, max_new_tokens)
         super().__init__(index.shape, torch.Size([max_new_tokens]), validate_args=validate_args)
 
     @property
@@ -205,6 +208,15 @@ class Continuations(TorchDistribution):
         """As `log_prob_rows`, for each token: shape ``(rows, T)``, 0 after the EOS."""
         tokens, index, _ = self._rows(value)
         return scoring.log_prob_per_token(self.network, self.prompts, index[rows], tokens[rows])
+
+    @property
+    def sample_score_limit(self) -> float:
+        """How far sampled and scored log-probabilities may differ by rounding, in nats.
+
+        Ten times the largest difference met between two orders of the same rows; it grows with
+        the square root of the outcomes' length (`Network.rounding`).
+        """
+        return self.network.rounding * self.max_new_tokens**0.5
 
     def lengths(self, value: Int[Tensor, "*n_contexts T"]) -> Int[Tensor, "*n_contexts"]:
         """Number of tokens of each outcome, its EOS included."""

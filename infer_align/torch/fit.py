@@ -169,8 +169,9 @@ def fit(
     TypeError, ValueError
         For arguments that cannot be right, a policy whose support moves with its parameters (at the
         first step), a state of another fit (each difference is named), a target that does not
-        provide what the estimator requires, log-weights that the estimator refuses, and for a
-        gradient that is not finite. The policy then is as after the last step yielded.
+        provide what the estimator requires, log-weights that the estimator refuses, a sampler that
+        disagrees with the scorer, and for a gradient that is not finite. The policy then is as
+        after the last step yielded.
 
     Warns
     -----
@@ -309,7 +310,8 @@ class _Fit:
         if skipped:
             metrics["grad_norm"] = 0.0
         else:
-            metrics |= self._descend(parts, coefficients, log_policy)
+            limit = getattr(distribution, "sample_score_limit", math.inf)
+            metrics |= self._descend(parts, coefficients, log_policy, limit)
         self.estimator_state = update.state
         clock.lap("update")
         metrics |= {"skipped": float(skipped), "learning_rate": self._learning_rate()}
@@ -389,7 +391,9 @@ class _Fit:
         with torch.no_grad():
             return distribution.log_prob(batch.outcomes).double(), parts
 
-    def _descend(self, parts: Parts, coefficients: Tensor, log_policy: Tensor) -> dict[str, float]:
+    def _descend(
+        self, parts: Parts, coefficients: Tensor, log_policy: Tensor, limit: float
+    ) -> dict[str, float]:
         """One optimiser step along (c * log_prob).sum(), in micro-batches."""
         self.optimizer.zero_grad(set_to_none=True)
         c, expected = coefficients.reshape(-1), log_policy.reshape(-1)
@@ -400,6 +404,13 @@ class _Fit:
             (c[rows] * used).sum().backward()
             gap = (log_prob.detach() - expected[rows]).abs()
             difference = max(difference, float(gap.nan_to_num(0.0).max()))
+        if difference > limit:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise ValueError(
+                f"sampled and scored log-probabilities differ by {difference:.2g} nats, where "
+                f"rounding explains {limit:.2g}, and no step was taken: the batch is not from the "
+                "law that would be fitted; run the model in float32, or another class"
+            )
         norm = torch.nn.utils.clip_grad_norm_(
             self.parameters, math.inf if self.max_grad_norm is None else self.max_grad_norm
         )

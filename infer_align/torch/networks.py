@@ -9,6 +9,7 @@ Dropout is always off, in sampling and in scoring: a mask drawn anew in each wou
 two different distributions.
 """
 
+import functools
 import inspect
 import warnings
 from collections import Counter
@@ -19,13 +20,28 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from infer_align.torch import handling as handling_
+from infer_align.torch import length_rules
 from infer_align.torch._threads import alone
+from infer_align.torch.handling import Handling
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+
+CACHES = ("past_key_values", "cache_params")
+"""Names under which a network takes and returns what it remembers of earlier tokens."""
+
+
+ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.7}
+"""Nats by which two ways of running a token may differ by rounding; √T times that for T tokens.
+
+Ten times the largest gap met between rows in two orders, and between sampling and scoring, on the
+tests' models and on SmolLM2. Some networks compute parts in float32 whatever their type.
+"""
 
 
 @dataclass
@@ -36,6 +52,13 @@ class SharedModel:
     peft: "PeftModel | None" = None
     layers: list[Any] = field(default_factory=list)
     active: str | None = None
+    handlings: dict[tuple, Handling] = field(default_factory=dict)
+    """What `handling` found of this module."""
+
+    @functools.cached_property
+    def rules(self) -> length_rules.LengthRules:
+        """At which lengths the network changes, as its configuration says."""
+        return length_rules.read(self.module.config.get_text_config())
 
     def add_adapter(self, *, rank: int, alpha: int, target_modules: str | list[str]) -> str:
         """Inject a new LoRA adapter (dropout 0, zero effect at first); returns its name."""
@@ -153,6 +176,14 @@ class Network:
     def __post_init__(self):
         forward = inspect.signature(self.shared.module.forward).parameters
         self._keeps_logits = "logits_to_keep" in forward
+        self._takes_mask = "attention_mask" in forward
+        self.takes_positions = "position_ids" in forward
+        self.needs_positions = (
+            self.takes_positions and forward["position_ids"].default is inspect.Parameter.empty
+        )
+        anything = any(p.kind is p.VAR_KEYWORD for p in forward.values())
+        self._takes_use_cache = "use_cache" in forward or anything
+        self._cache_name = next((name for name in CACHES if name in forward), None)
         self._eos = torch.tensor(self.eos_token_ids, dtype=torch.long)
 
     @property
@@ -166,6 +197,11 @@ class Network:
         return at_least_float32(self.shared.module.dtype)
 
     @property
+    def rounding(self) -> float:
+        """Nats by which two ways of running a token may differ; see `ROUNDING`."""
+        return ROUNDING.get(self.shared.module.dtype, ROUNDING[torch.bfloat16])
+
+    @property
     def vocab_size(self) -> int:
         """Number of token ids that the network gives a probability to."""
         return self.shared.module.config.get_text_config().vocab_size
@@ -174,6 +210,14 @@ class Network:
     def context_length(self) -> int | None:
         """Largest number of positions, where the configuration states one."""
         return getattr(self.shared.module.config.get_text_config(), "max_position_embeddings", None)
+
+    def side(self, prompt: int, new: int) -> Any:
+        """On which side of the network's switches a row lies; see `LengthRules.side`."""
+        return self.shared.rules.side(prompt, new, type(self.shared.module).__name__)
+
+    def handling(self, side: Any, read: int) -> Handling:
+        """How rows of a side that read up to ``read`` tokens are run; checked at first use."""
+        return handling_.handling(self, side, read)
 
     def activate(self) -> None:
         """Switch the shared module to this network's adapter."""
@@ -186,30 +230,33 @@ class Network:
     def __call__(
         self,
         input_ids: Tensor,
-        mask: Tensor,
-        positions: Tensor,
+        mask: Tensor | None,
+        positions: Tensor | None,
         keep: int,
-        cache: Cache | None = None,
+        cache: Any = None,
         *,
         use_cache: bool = False,
     ) -> tuple[Tensor, Any]:
         """Logits of the last ``keep`` columns in at least float32, and the key-value cache."""
         self.counts["network_calls"] += 1
+        given: dict[str, Any] = {}
+        if self._takes_mask and mask is not None:
+            given["attention_mask"] = mask
+        if positions is not None:
+            given["position_ids"] = positions
+        if self._takes_use_cache:
+            given["use_cache"] = use_cache
+        if cache is not None:
+            given[str(self._cache_name)] = cache
         # An index tensor, not a number: the slice that a number makes is not contiguous, and
         # the head's product (and its weight gradient) then runs row by row, 3 times slower.
         width = input_ids.shape[1]
-        columns = torch.arange(width - keep, width, device=input_ids.device)
-        only = {"logits_to_keep": columns} if self._keeps_logits and keep < width else {}
-        out: Any = self.shared.module(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=use_cache,
-            **only,
-        )
+        if self._keeps_logits and keep < width:
+            given["logits_to_keep"] = torch.arange(width - keep, width, device=input_ids.device)
+        out: Any = self.shared.module(input_ids=input_ids, **given)
         logits = out.logits[:, -keep:]
-        return logits.to(at_least_float32(logits.dtype)), out.get("past_key_values")
+        left = None if self._cache_name is None else out.get(self._cache_name)
+        return logits.to(at_least_float32(logits.dtype)), left
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -6,10 +6,8 @@ distribution at a uniform number; the uniforms are drawn first, one per row and 
 what a seed gives does not depend on how the rows were batched, on early stopping or on the
 rows that finished before.
 
-Each distinct prompt is read once and its cache copied to its rows. Prompts of unequal length
-are padded on the left, with explicit positions, so that a row's tokens stay contiguous (a
-sliding window counts columns); models with a recurrent state, which padding would enter, are
-sampled one prompt length at a time.
+Prompts of unequal length share a pass where the network bears the padding, as a recurrent state
+does not; see `infer_align.torch.handling`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +15,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from infer_align.torch import scoring
+from infer_align.torch.decoding import Decoder
+from infer_align.torch.handling import Handling, by_side
 from infer_align.torch.networks import Network
 
 COMPACT_BELOW = 0.75
@@ -62,58 +63,50 @@ def sample(
     fill = network.eos_token_ids[0] if network.eos_token_ids else 0
     tokens = torch.full((len(index), length), fill, device=network.device)
     log_prob = torch.zeros(len(index), dtype=network.dtype, device=network.device)
-    for rows in _batches(network, prompts, index.cpu(), length):
-        tokens[rows], log_prob[rows] = _decode(network, prompts, index.cpu()[rows], uniforms[rows])
+    index = index.cpu()
+    for rows, handling in _batches(network, prompts, index, length):
+        tokens[rows], drawn = _decode(network, prompts, index[rows], uniforms[rows], handling)
+        log_prob[rows] = drawn.to(log_prob)  # some networks compute their logits in float32
     if not bool(torch.isfinite(log_prob).all()):
-        raise FloatingPointError(
-            "the network gave logits that are not finite while sampling; check its weights, or "
-            "load it with dtype=torch.float32 if it ran in a half-precision type"
-        )
+        raise FloatingPointError(scoring.NOT_FINITE.format("sampling"))
     return tokens, log_prob
 
 
 def _batches(
     network: Network, prompts: Sequence[Sequence[int]], index: Tensor, length: int
-) -> Iterator[Tensor]:
-    """Rows to decode together: sorted by prompt length, within the token budget."""
+) -> Iterator[tuple[Tensor, Handling]]:
+    """Rows to decode together, by prompt length and within the token budget, and how."""
     lengths = torch.tensor([len(p) for p in prompts])[index]
     order = torch.argsort(lengths, stable=True)
-    mixed = not _has_recurrent_state(network)
-    groups = [order] if mixed else [order[lengths[order] == n] for n in lengths.unique()]
-    for group in groups:
-        width = int(lengths[group].max()) + length
-        yield from group.split(max(1, network.token_budget // width))
-
-
-def _has_recurrent_state(network: Network) -> bool:
-    """True if some layer is neither full nor sliding-window attention."""
-    config = network.shared.module.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    return any("attention" not in k or "linear" in k for k in kinds)
+    for rows, handling in by_side(network, lengths, length):
+        group = order[torch.isin(order, rows)]
+        parts = [group]
+        if not handling.padded:
+            parts = [group[lengths[group] == n] for n in lengths[group].unique()]
+        for part in parts:
+            width = int(lengths[part].max()) + length
+            for batch in part.split(max(1, network.token_budget // width)):
+                yield batch, handling
 
 
 def _decode(
-    network: Network, prompts: Sequence[Sequence[int]], index: Tensor, uniforms: Tensor
+    network: Network,
+    prompts: Sequence[Sequence[int]],
+    index: Tensor,
+    uniforms: Tensor,
+    handling: Handling,
 ) -> tuple[Tensor, Tensor]:
     """One batch: prompts once, then a token per step for the rows still unfinished."""
     distinct, row_prompt = torch.unique(index, return_inverse=True)
-    ids, mask = _pad_left([prompts[int(p)] for p in distinct], network.device)
     rows, length = uniforms.shape
-    as_read = torch.equal(row_prompt, torch.arange(len(distinct)))
-    row_prompt = row_prompt.to(network.device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    logits, cache = network(ids, mask, positions, keep=1, use_cache=True)
-    logits, mask, position = logits[row_prompt, -1], mask[row_prompt], positions[row_prompt, -1:]
-    if not as_read:
-        cache.reorder_cache(row_prompt)
-
+    decoder = Decoder(network, [prompts[int(p)] for p in distinct], row_prompt, handling)
     fill = network.eos_token_ids[0] if network.eos_token_ids else 0
     tokens = torch.full((rows, length), fill, device=network.device)
-    log_prob = logits.new_zeros(rows)
+    log_prob = decoder.logits.new_zeros(rows)
     in_batch = torch.arange(rows, device=network.device)
     live = torch.ones(rows, dtype=torch.bool, device=network.device)
     for step in range(length):
-        token, score = _invert(logits, uniforms[in_batch, step])
+        token, score = _invert(decoder.logits, uniforms[in_batch, step])
         token = torch.where(live, token, fill)
         tokens[in_batch, step] = token
         log_prob[in_batch] += torch.where(live, score, 0.0)
@@ -123,13 +116,9 @@ def _decode(
             break
         if left < COMPACT_BELOW * len(live):
             kept = live.nonzero()[:, 0]
-            cache.reorder_cache(kept)
-            token, mask, position = token[kept], mask[kept], position[kept]
-            in_batch, live = in_batch[kept], live[kept]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
-        position = position + 1
-        logits, cache = network(token[:, None], mask, position, 1, cache, use_cache=True)
-        logits = logits[:, -1]
+            decoder.keep(kept)
+            token, in_batch, live = token[kept], in_batch[kept], live[kept]
+        decoder.advance(token)
     return tokens, log_prob
 
 
@@ -141,11 +130,3 @@ def _invert(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     level = uniform[:, None] * cumulative[:, -1:]
     token = torch.searchsorted(cumulative, level, right=True).clamp(max=logits.shape[-1] - 1)
     return token[:, 0], log_probs.gather(-1, token)[:, 0]
-
-
-def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask of prompts that end at the same column."""
-    width = max(len(p) for p in prompts)
-    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    return ids, mask

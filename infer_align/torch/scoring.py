@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from infer_align.torch.handling import by_side
 from infer_align.torch.networks import Network
+
+NOT_FINITE = (
+    "the network gave logits that are not finite while {}; check its weights, or load it with "
+    "dtype=torch.float32 if it ran in a half-precision type"
+)
 
 
 def lengths(network: Network, tokens: Tensor) -> Tensor:
@@ -28,32 +34,65 @@ def micro_batches(
     index: Tensor,
     tokens: Tensor,
     token_budget: int | None = None,
+    *,
+    beside: Network | None = None,
 ) -> Iterator[Tensor]:
     """Row numbers of each forward pass: sorted by width, at most ``token_budget`` tokens.
 
-    A row wider than the budget is a batch of its own.
+    A row wider than the budget is a batch of its own. ``beside`` is another network that reads
+    the same passes.
     """
     budget = network.token_budget if token_budget is None else token_budget
     if budget < 1:
         raise ValueError(f"token_budget must be at least 1, got {budget}")
-    sizes = torch.tensor([len(p) for p in prompts], device=index.device)[index]
-    widths = (sizes + lengths(network, tokens).to(index.device) - 1).cpu()
-    order = torch.argsort(widths, stable=True)
-    batch: list[int] = []
-    for row in order.tolist():
-        # Sorted: the newest row is the widest.
-        if batch and (len(batch) + 1) * int(widths[row]) > budget:
+    for rows, widths in _apart(network, prompts, index, tokens, beside):
+        batch: list[int] = []
+        for row, width in zip(rows.tolist(), widths.tolist(), strict=True):
+            # Sorted: the newest row is the widest.
+            if batch and (len(batch) + 1) * width > budget:
+                yield torch.tensor(batch, device=index.device)
+                batch = []
+            batch.append(row)
+        if batch:
             yield torch.tensor(batch, device=index.device)
-            batch = []
-        batch.append(row)
-    if batch:
-        yield torch.tensor(batch, device=index.device)
+
+
+def _apart(
+    network: Network,
+    prompts: Sequence[Sequence[int]],
+    index: Tensor,
+    tokens: Tensor,
+    beside: Network | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows that may share a pass, sorted by width, and their widths.
+
+    Rows on two sides of a switch of a network never do, and rows of unequal width only where
+    it bears padding.
+    """
+    sizes = torch.tensor([len(p) for p in prompts], device=index.device)[index].cpu()
+    widths = sizes + lengths(network, tokens).cpu() - 1
+    order = torch.argsort(widths, stable=True)
+    parts = [order]
+    for reader in (network, beside):
+        if reader is None:
+            continue
+        split: list[Tensor] = []
+        for rows, handling in by_side(reader, sizes, tokens.shape[-1]):
+            for part in parts:
+                kept = part[torch.isin(part, rows)]
+                apart = widths[kept].unique() if not handling.mixed else [None]
+                split += [kept if w is None else kept[widths[kept] == w] for w in apart]
+        parts = [part for part in split if len(part)]
+    for part in parts:
+        yield part, widths[part]
 
 
 def log_prob_per_token(
     network: Network, prompts: Sequence[Sequence[int]], index: Tensor, tokens: Tensor
 ) -> Tensor:
-    """Log-probability of each token of the rows, in one forward pass; 0 after the first EOS.
+    """Log-probability of each token of the rows; 0 after the first EOS.
+
+    In one forward pass, where the network bears rows of unequal length.
 
     Parameters
     ----------
@@ -70,10 +109,22 @@ def log_prob_per_token(
     -------
     float tensor (rows, T)
         Nats; differentiable with respect to the parameters that require a gradient.
+
+    Raises
+    ------
+    FloatingPointError
+        If one is NaN.
     """
+    parts = [rows.to(index.device) for rows, _ in _apart(network, prompts, index, tokens)]
+    if len(parts) > 1:
+        found = [log_prob_per_token(network, prompts, index[rows], tokens[rows]) for rows in parts]
+        return torch.cat(found)[torch.argsort(torch.cat(parts)).to(found[0].device)]
     logits, ids, where, used = predictions(network, prompts, index, tokens)
-    scores = _SelectedLogProb.apply(logits, ids)
-    return torch.where(used, scores.gather(1, where), 0.0)
+    scores = _SelectedLogProb.apply(logits, ids).gather(1, where)
+    scores = torch.where(used, scores, 0.0).to(network.dtype)
+    if bool(scores.isnan().any()):
+        raise FloatingPointError(NOT_FINITE.format("scoring"))
+    return scores
 
 
 def predictions(
@@ -84,7 +135,7 @@ def predictions(
     Parameters
     ----------
     network, prompts, index, tokens
-        As for `log_prob_per_token`.
+        As for `log_prob_per_token`; rows of one of the `micro_batches`.
 
     Returns
     -------
@@ -114,7 +165,9 @@ def predictions(
     inputs, positions = ids[:, :-1], column[:, :-1]
     mask = (positions < (sizes + used - 1)[:, None]).long()
     first = int(sizes.min()) - 1  # the earliest column that predicts a completion token
-    logits, _ = network(inputs, mask, positions, keep=width - 1 - first)
+    ((_, handling),) = by_side(network, sizes.cpu(), tokens.shape[1])
+    given = positions if handling.positions or network.needs_positions else None
+    logits, _ = network(inputs, mask, given, keep=width - 1 - first)
     network.counts["scored_rows"] += len(index)
     network.counts["grad_rows"] += len(index) if logits.requires_grad else 0
     step = torch.arange(tokens.shape[1], device=device).expand(len(index), -1)

@@ -100,7 +100,7 @@ def default_eos(
     generation = getattr(model, "generation_config", None)
     candidates = [
         None if generation is None else generation.eos_token_id,
-        model.config.eos_token_id,
+        getattr(model.config.get_text_config(), "eos_token_id", None),
         None if tokenizer is None else tokenizer.eos_token_id,
     ]
     found = next((c for c in candidates if c is not None), None)
@@ -117,7 +117,7 @@ def default_start(
 ) -> int | None:
     """BOS of the tokenizer, else of the configuration, else the first EOS."""
     bos = None if tokenizer is None else tokenizer.bos_token_id
-    candidates = [bos, model.config.bos_token_id, *eos[:1]]
+    candidates = [bos, getattr(model.config.get_text_config(), "bos_token_id", None), *eos[:1]]
     return next((c for c in candidates if c is not None), None)
 
 

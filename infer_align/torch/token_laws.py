@@ -78,13 +78,18 @@ def per_token(
     order: list[Tensor] = []
     parts: list[Tensor] = []
     budget = max(1, policy.network.token_budget // 2)  # the logits of both are held at once
-    for rows in scoring.micro_batches(policy.network, policy.prompts, index, tokens, budget):
+    network = policy.network
+    for rows in scoring.micro_batches(
+        network, policy.prompts, index, tokens, budget, beside=prior.network
+    ):
         order.append(rows)
         given = index[rows], tokens[rows]
-        logits, ids, where, used = scoring.predictions(policy.network, policy.prompts, *given)
+        logits, ids, where, used = scoring.predictions(network, policy.prompts, *given)
         others = scoring.predictions(prior.network, prior.prompts, *given)[0]
         parts.append(_compare(logits, others, ids, where, used))
     places = torch.argsort(torch.cat(order)).cpu()
+    if bool(torch.stack([part.isnan().any() for part in parts]).any()):
+        raise FloatingPointError(scoring.NOT_FINITE.format("comparing two models"))
     columns = torch.cat(parts, dim=1)[:, places].reshape(-1, *shape, tokens.shape[-1])
     return PerToken(
         log_policy=columns[0], log_prior=columns[1], kl=columns[2], entropy=columns[3],

@@ -13,6 +13,7 @@ product of the normalisers of an outcome is the ratio of the two laws, up to Z.
 """
 
 import copy
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from infer_align.torch.continuations import Continuations
+from infer_align.torch.handling import Handling, both
 from infer_align.torch.networks import Network
 from infer_align.torch.policies import CausalLM
 from infer_align.torch.prompts import Prompt
-from infer_align.torch.sampling import _has_recurrent_state
 
 __all__ = ["TokenProduct"]
 
@@ -163,10 +164,8 @@ class ProductNetwork(Network):
 
     def __init__(self, networks: Sequence[Network], weights: Sequence[float]):
         self.networks, self.weights = tuple(networks), tuple(weights)
-        # Whose configuration the sampler reads: one with recurrent layers, if there is any.
-        shared = next((n.shared for n in networks if _has_recurrent_state(n)), networks[0].shared)
         budget = min(n.token_budget for n in networks)
-        super().__init__(shared, None, networks[0].eos_token_ids, budget)
+        super().__init__(networks[0].shared, None, networks[0].eos_token_ids, budget)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -177,10 +176,25 @@ class ProductNetwork(Network):
         return wide
 
     @property
+    def rounding(self) -> float:
+        """Of all networks, as their logits are weighted."""
+        given = zip(self.networks, self.weights, strict=True)
+        return sum(abs(w) * n.rounding for n, w in given)
+
+    @property
     def context_length(self) -> int | None:
         """The shortest of the networks'."""
         known = [n.context_length for n in self.networks if n.context_length is not None]
         return min(known, default=None)
+
+    def side(self, prompt: int, new: int) -> tuple[Any, ...]:
+        """The sides of all networks."""
+        return tuple(n.side(prompt, new) for n in self.networks)
+
+    def handling(self, side: tuple[Any, ...], read: int) -> Handling:
+        """What all networks bear that have a weight."""
+        given = zip(self.networks, side, self.weights, strict=True)
+        return functools.reduce(both, [n.handling(s, read) for n, s, w in given if w != 0])
 
     def activate(self) -> None:
         """Do nothing: each network is switched to its adapter just before it runs."""
@@ -188,8 +202,8 @@ class ProductNetwork(Network):
     def __call__(
         self,
         input_ids: Tensor,
-        mask: Tensor,
-        positions: Tensor,
+        mask: Tensor | None,
+        positions: Tensor | None,
         keep: int,
         cache: Any = None,
         *,

@@ -2,10 +2,11 @@ r"""Next-token log-probabilities of a language model, for particle filters.
 
 All particles are rows of one batch, n × C of them: each distinct prompt is read once and its
 key-value cache copied to its rows, every token is one pass, and resampling reorders the cache.
-Of a mixture every component runs, with a cache of its own. Prompts of unequal length are padded
-on the left, with explicit positions, as in `infer_align.torch.sampling`.
+Of a mixture every component runs, with a cache of its own. Prompts of unequal length share a pass
+where the network bears it, as in `infer_align.torch.sampling`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from infer_align.samplers._mixture_stream import MixtureStream
-from infer_align.torch import sampling
 from infer_align.torch.continuations import Continuations
+from infer_align.torch.decoding import Decoder
+from infer_align.torch.handling import Handling, by_side
+from infer_align.torch.scoring import NOT_FINITE
 from infer_align.torch.sources import Mixture
 
 __all__ = ["ContinuationStream", "token_stream"]
@@ -43,8 +46,7 @@ def token_stream(
     Raises
     ------
     ValueError
-        For any other distribution or other contexts, a mixture of different token sequences, or a
-        model with recurrent layers and prompts of unequal length: padding would enter its state.
+        For any other distribution or other contexts, or a mixture of different token sequences.
 
     Examples
     --------
@@ -102,12 +104,7 @@ class ContinuationStream:
         self._network, self._keeps_hidden = network, hidden
         self._index = continuations._index.reshape(-1)
         self._prompts = continuations.prompts
-        lengths = {len(self._prompts[int(p)]) for p in self._index}
-        if len(lengths) > 1 and sampling._has_recurrent_state(network):
-            raise ValueError(
-                "this model has recurrent layers, whose state the padding of shorter prompts "
-                f"would enter: give prompts of one length, or one at a time; got {sorted(lengths)}"
-            )
+        self._parts = self._contexts_together()
 
     @property
     def embeddings(self) -> Tensor:
@@ -121,15 +118,17 @@ class ContinuationStream:
         network = self._network
         network.activate()
         network.counts["sampled_rows"] += n * len(self._index)
-        distinct, prompt = torch.unique(self._index, return_inverse=True)
-        rows = prompt.to(network.device).repeat(n)
-        prompts = [self._prompts[int(p)] for p in distinct]
-        ids, mask = sampling._pad_left(prompts, network.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits, hidden = self._forward(ids, mask, positions, None)
-        self._cache.reorder_cache(rows)
-        self._mask, self._position = mask[rows], positions[rows, -1:]
-        return self._log_probs(n, logits[rows], None if hidden is None else hidden[rows])
+        self._decoders: list[Decoder] = []
+        found = []
+        for contexts, handling in self._parts:
+            distinct, prompt = torch.unique(self._index[contexts], return_inverse=True)
+            prompts = [self._prompts[int(p)] for p in distinct]
+            rows = prompt.repeat(n)
+            with self._head() as head:
+                self._decoders.append(Decoder(network, prompts, rows, handling))
+            hidden = head.value[rows.to(network.device), -1] if self._keeps_hidden else None
+            found.append((self._decoders[-1].logits, hidden))
+        return self._log_probs(n, found)
 
     @torch.no_grad()
     def advance(self, tokens: Any, ancestors: np.ndarray | None = None) -> Tensor:
@@ -137,37 +136,41 @@ class ContinuationStream:
         self._network.activate()
         device = self._network.device
         tokens = torch.as_tensor(tokens, device=device)
-        n, contexts = tokens.shape
-        if ancestors is not None:
-            # Row i·C + c: particle i of context c. Contexts do not mix, so masks stay.
-            rows = torch.as_tensor(ancestors * contexts + np.arange(contexts), device=device)
-            self._cache.reorder_cache(rows.reshape(-1))
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=-1)
-        self._position = self._position + 1
-        ids = tokens.reshape(-1, 1)
-        logits, hidden = self._forward(ids, self._mask, self._position, self._cache)
-        return self._log_probs(n, logits, hidden)
+        found = []
+        for (contexts, _), decoder in zip(self._parts, self._decoders, strict=True):
+            if ancestors is not None:
+                # Row i·C + c: particle i of context c. Contexts do not mix, so masks stay.
+                chosen = ancestors[:, contexts.numpy()]
+                rows = chosen * len(contexts) + np.arange(len(contexts))
+                decoder.keep(torch.as_tensor(rows.reshape(-1)))
+            with self._head() as head:
+                logits = decoder.advance(tokens[:, contexts.to(device)].reshape(-1))
+            found.append((logits, head.value[:, -1] if self._keeps_hidden else None))
+        return self._log_probs(len(tokens), found)
 
-    def _forward(
-        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logits of the last column, and the hidden state that they were read off."""
-        if not self._keeps_hidden:
-            logits, self._cache = self._network(ids, mask, positions, 1, cache, use_cache=True)
-            return logits[:, -1], None
-        with HeadInput(self._network.shared.module) as seen:
-            logits, self._cache = self._network(ids, mask, positions, 1, cache, use_cache=True)
-        return logits[:, -1], seen.value[:, -1]
+    def _contexts_together(self) -> list[tuple[Tensor, Handling]]:
+        """Contexts whose rows share passes: of one prompt length, where padding is not borne."""
+        lengths = torch.tensor([len(self._prompts[int(p)]) for p in self._index])
+        parts = []
+        for contexts, handling in by_side(self._network, lengths, self.length):
+            some = lengths[contexts]
+            groups = [some == some] if handling.padded else [some == w for w in some.unique()]
+            parts += [(contexts[group], handling) for group in groups]
+        return parts
 
-    def _log_probs(self, n: int, logits: Tensor, hidden: Tensor | None) -> Tensor:
-        if not bool(torch.isfinite(logits).all()):
-            raise FloatingPointError(
-                "the network gave logits that are not finite; check its weights, or load it with "
-                "dtype=torch.float32 if it ran in a half-precision type"
-            )
-        shape = (n, len(self._index), -1)
-        self.hidden = None if hidden is None else hidden.reshape(shape)
-        return logits.log_softmax(-1).reshape(shape)
+    def _head(self) -> "HeadInput":
+        return HeadInput(self._network.shared.module if self._keeps_hidden else None)
+
+    def _log_probs(self, n: int, found: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+        """Of all contexts, from the logits and hidden states of those that share passes."""
+        if not all(bool(torch.isfinite(logits).all()) for logits, _ in found):
+            raise FloatingPointError(NOT_FINITE.format("drawing token by token"))
+        contexts = torch.cat([contexts for contexts, _ in self._parts])
+        places = torch.argsort(contexts).to(self._network.device)
+        logits = torch.cat([x.reshape(n, -1, x.shape[-1]) for x, _ in found], dim=1)
+        hidden = [h.reshape(n, -1, h.shape[-1]) for _, h in found if h is not None]
+        self.hidden = torch.cat(hidden, dim=1)[:, places] if hidden else None
+        return logits.log_softmax(-1)[:, places]
 
 
 class HeadInput:
@@ -175,18 +178,21 @@ class HeadInput:
 
     Parameters
     ----------
-    module : PreTrainedModel
+    module : PreTrainedModel or None
+        None for nothing to keep.
     """
 
-    def __init__(self, module: Any) -> None:
-        self._head: nn.Module = module.get_output_embeddings()
+    def __init__(self, module: Any | None) -> None:
+        self._head: nn.Module | None = None if module is None else module.get_output_embeddings()
 
     def __enter__(self) -> "HeadInput":
-        self._hook = self._head.register_forward_pre_hook(self._keep)
+        if self._head is not None:
+            self._hook = self._head.register_forward_pre_hook(self._keep)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._hook.remove()
+        if self._head is not None:
+            self._hook.remove()
 
     def _keep(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.value = inputs[0]
