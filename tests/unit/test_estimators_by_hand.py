@@ -204,12 +204,13 @@ def test_leave_one_out_is_weighted_by_the_others():
 
 
 def test_the_share_of_undefined_log_z_and_its_mean():
-    """One of two contexts accepts nothing: undefined 1/2, log Z averaged as 0 there."""
-    target = np.array([[math.log(4.0), -math.inf], [math.log(2.0), -math.inf]])
+    """One of three contexts accepts nothing: undefined 1/3, log Z averaged as 0 there."""
+    four, two = math.log(4.0), math.log(2.0)
+    target = np.array([[four, -math.inf, four], [two, -math.inf, two]])
     estimator = estimators.f_dpg(divergences.jensen_shannon)
-    c, _, info = estimator.update(estimator.init(), LogWeights(np.zeros((2, 2)), target))
-    assert float(info["undefined"]) == 0.5
-    assert float(info["log_z"]) == pytest.approx(math.log(3.0) / 2)
+    c, _, info = estimator.update(estimator.init(), LogWeights(np.zeros((2, 3)), target))
+    assert float(info["undefined"]) == pytest.approx(1 / 3)
+    assert float(info["log_z"]) == pytest.approx(2 * math.log(3.0) / 3)
     assert (c[:, 1] == 0).all()
 
 
