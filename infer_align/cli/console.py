@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -107,6 +107,11 @@ def steady_output() -> Iterator[None]:
         for stream in steady:
             stream.flush()
         sys.stdout, sys.stderr = old
+
+
+def others_aside() -> AbstractContextManager[Any]:
+    """While the user's file runs, what it prints goes to standard error: ours is a product."""
+    return redirect_stdout(sys.stderr)
 
 
 def delivered() -> None:

@@ -10,7 +10,7 @@ import typer
 
 from infer_align.cli import data
 from infer_align.cli import options as o
-from infer_align.cli.console import delivered, notice, record, say
+from infer_align.cli.console import delivered, notice, others_aside, record, say
 from infer_align.cli.errors import Stop, explain, reported
 from infer_align.cli.loader import (
     Loaded,
@@ -98,7 +98,8 @@ def exact(
     else:
         if whole_n:
             raise Stop("--whole-n belongs to --memoryless; with TARGET.py --n says the numbers")
-        name, report = _declared(target, given=(p, r, q, m), delta=delta, draws=n)
+        with others_aside():
+            name, report = _declared(target, given=(p, r, q, m), delta=delta, draws=n)
     if as_json:
         record(report)
     else:

@@ -10,7 +10,7 @@ import typer
 
 from infer_align.cli import methods
 from infer_align.cli import options as o
-from infer_align.cli.console import delivered, notice, record
+from infer_align.cli.console import delivered, notice, others_aside, record
 from infer_align.cli.errors import Stop, reported
 from infer_align.cli.escapes import printable
 from infer_align.cli.loader import check_call, check_program, find, load_any, numpyro_program, split
@@ -105,32 +105,34 @@ def sample(
     read = lambda: load_run(RunFolder(path), prompts, device, threads, trust=trust_target)
     if method is None:
         _check_plain(choices, a_file=a_file)
-        _print_draws(
-            load_run(RunFolder(path), prompts, device, threads, trust=trust_target), n, seed
-        )
+        with others_aside():
+            loaded = read()
+        _print_draws(loaded, n, seed)
         return
     methods.check(method, choices)
-    if a_file and find(path).is_numpyro(name):
-        if any(x is not None for x in (model, max_new_tokens, dtype, prompts, device)):
-            raise Stop(
-                f"{path.name} is a NumPyro target: leave out --model, --prompts, --max-new-tokens, "
-                "--dtype and --device"
-            )
-        source, twist, job = *_numpyro(path, name, seed), None
-    elif a_file:
-        settings = Settings(
-            target=str(path.resolve()), name=name, model=model, max_new_tokens=max_new_tokens,
-            dtype=dtype, device=device or "cpu", seed=seed,
-        )  # fmt: skip
-        source, twist, job = _of_language_model(settings, prompts, threads)
-    else:
-        if any(x is not None for x in (model, max_new_tokens, dtype)):
-            raise Stop("--model, --max-new-tokens and --dtype are the run's own: leave them out")
-        source, twist, job = _of_run(read(), seed)
-    if method == "smc" and twist is None:
-        notice("no twist in the target's file: smc without one is importance sampling")
-    methods.check_sizes(method, n, choices, job)
-    drawn = methods.draw(method, source, n, choices, twist)
+    with others_aside():
+        if a_file and find(path).is_numpyro(name):
+            if any(x is not None for x in (model, max_new_tokens, dtype, prompts, device)):
+                raise Stop(
+                    f"{path.name} is a NumPyro target: leave out --model, --prompts, "
+                    "--max-new-tokens, --dtype and --device"
+                )
+            source, twist, job = *_numpyro(path, name, seed), None
+        elif a_file:
+            settings = Settings(
+                target=str(path.resolve()), name=name, model=model, max_new_tokens=max_new_tokens,
+                dtype=dtype, device=device or "cpu", seed=seed,
+            )  # fmt: skip
+            source, twist, job = _of_language_model(settings, prompts, threads)
+        else:
+            if any(x is not None for x in (model, max_new_tokens, dtype)):
+                given = "--model, --max-new-tokens and --dtype"
+                raise Stop(f"{given} are the run's own: leave them out")
+            source, twist, job = _of_run(read(), seed)
+        if method == "smc" and twist is None:
+            notice("no twist in the target's file: smc without one is importance sampling")
+        methods.check_sizes(method, n, choices, job)
+        drawn = methods.draw(method, source, n, choices, twist)
     for line in _lines(drawn, source, job):
         record(line)
     delivered()

@@ -1,6 +1,7 @@
 """What cannot be right is refused with a sentence: numbers, sizes, and targets of all sorts."""
 
 import inspect
+import json
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -240,3 +241,12 @@ def test_what_exact_cannot_solve_is_said(case: str) -> None:
     for word in words:
         assert word.lower() in shown.lower()
     assert not Path("plots").exists()
+
+
+def test_what_a_target_prints_is_not_in_the_product() -> None:
+    Path("n.py").write_text("print('loaded')\n" + NUMPYRO.format(law=LETTERS, value="1.0 * y"))
+    for arguments in (("sample", "n.py", "--method", "importance"), ("exact", "n.py", "--json")):
+        done = run(*arguments)
+        assert done.exit_code == 0, done.output
+        assert all(json.loads(line) for line in done.stdout.splitlines())
+        assert "loaded" in done.stderr
