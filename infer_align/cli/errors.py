@@ -9,7 +9,8 @@ import os
 import site
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,36 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(code) from None
 
     return run
+
+
+@contextmanager
+def evaluating(where: str) -> Iterator[None]:
+    """Name the target in an exception that a library raised on what the target gave it.
+
+    Parameters
+    ----------
+    where : str
+        File and function.
+
+    Raises
+    ------
+    Stop
+        In place of whatever is no message for the user (ValueError, OSError and ImportError are).
+    """
+    try:
+        yield
+    except (Stop, ValueError, OSError, ImportError, typer.Exit):
+        raise
+    except Exception as error:
+        if DEBUG.get():
+            raise
+        hint = ""
+        if isinstance(error, AssertionError):
+            hint = (
+                ". An assertion fails where a log-potential is NaN or +inf, or a distribution's "
+                "parameters are not valid: check them on a single outcome"
+            )
+        raise Stop(f"{where} cannot be evaluated: {explain(error)}{hint}", code=1) from error
 
 
 def describe(error: BaseException) -> tuple[str, int]:

@@ -11,7 +11,7 @@ import typer
 from infer_align.cli import data
 from infer_align.cli import options as o
 from infer_align.cli.console import delivered, notice, others_aside, record, say
-from infer_align.cli.errors import Stop, explain, reported
+from infer_align.cli.errors import Stop, evaluating, reported
 from infer_align.cli.loader import (
     Loaded,
     check_call,
@@ -148,22 +148,17 @@ def _declared(
     loaded = load_any(path, name)
     check_call(loaded.make, f"{path}:{name}", () if numpyro else ("lm",))
     beta = loaded.beta
-    program, contexts = (numpyro_program(loaded), ()) if numpyro else _pyro(loaded)
-    check_program(program, f"{path}:{name}")
-    from infer_align.exact import reports
-
-    kls = [] if delta is None else _listed(delta, "--delta")
     if beta is None:
         notice("the file has no BETA: rewards are log-potentials, at temperature 1")
         beta = 1.0
-    try:
-        return path.stem, reports.declared(program, *contexts, scale=beta, kls=kls, draws=numbers)
-    except AssertionError as error:  # of a library that does not say what is wrong
-        raise Stop(
-            f"{path}:{name} cannot be solved: {explain(error)}. An assertion fails where a "
-            "log-potential is NaN or +inf, or a distribution's parameters are not valid: check "
-            "them on a single outcome"
-        ) from error
+    kls = [] if delta is None else _listed(delta, "--delta")
+    from infer_align.exact import reports
+
+    with evaluating(f"{path}:{name}"):
+        program, contexts = (numpyro_program(loaded), ()) if numpyro else _pyro(loaded)
+        check_program(program, f"{path}:{name}")
+        report = reports.declared(program, *contexts, scale=beta, kls=kls, draws=numbers)
+    return path.stem, report
 
 
 def _pyro(loaded: Loaded) -> tuple[Any, tuple[Any, ...]]:

@@ -197,7 +197,7 @@ def _features(file: Loaded, lm: "CausalLM") -> Mapping[str, Callable[..., Any]]:
                 f"{file.path}:features has {name!r}: {type(feature).__name__}; a name is a text, "
                 "and a feature a function of the outcomes and the contexts"
             )
-    return features
+    return {printable(name): feature for name, feature in features.items()}
 
 
 def _device(name: str) -> "torch.device":

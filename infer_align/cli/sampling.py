@@ -11,7 +11,7 @@ import typer
 from infer_align.cli import methods
 from infer_align.cli import options as o
 from infer_align.cli.console import delivered, notice, others_aside, record
-from infer_align.cli.errors import Stop, reported
+from infer_align.cli.errors import Stop, evaluating, reported
 from infer_align.cli.escapes import printable
 from infer_align.cli.loader import check_call, check_program, find, load_any, numpyro_program, split
 from infer_align.cli.runs import RunFolder
@@ -132,7 +132,8 @@ def sample(
         if method == "smc" and twist is None:
             notice("no twist in the target's file: smc without one is importance sampling")
         methods.check_sizes(method, n, choices, job)
-        drawn = methods.draw(method, source, n, choices, twist)
+        with evaluating(str(path)):
+            drawn = methods.draw(method, source, n, choices, twist)
     for line in _lines(drawn, source, job):
         record(line)
     delivered()

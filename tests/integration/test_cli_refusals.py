@@ -225,6 +225,7 @@ EXACT = {
     "nothing": (NUMPYRO.format(law=LETTERS, value="-jnp.inf + y"), "", ""),
     "folded": (NUMPYRO.format(law="dist.FoldedDistribution(dist.Normal(0, 1))", value="y"),
                "", ""),
+    "text": (NUMPYRO.format(law=LETTERS, value="'a'"), "t.py", "str"),
     "program": ("def target():\n    return 3\n", "t.py:target returned a int", "a Target"),
 }  # fmt: skip
 
