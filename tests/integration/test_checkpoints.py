@@ -22,7 +22,7 @@ def fitted() -> tuple[CausalLM, list[FitState]]:
     lm = tiny_lm()
     policy = lm.trainable(lora=2)
     estimator = estimators.f_dpg(divergences.jensen_shannon)
-    steps = fit(policy, tilt(lm, goal, beta=1.0), estimator, n=4, steps=3)
+    steps = fit(policy, tilt(lm, goal, beta=1.0), estimator, n=32, steps=3)
     return policy, [step.state for step in steps]
 
 
