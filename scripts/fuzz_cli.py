@@ -402,6 +402,7 @@ def _no_json(constant: str) -> None:
 def prepare(home: Path) -> None:
     """The world, with a good run in it; nothing is asked of a hub."""
     os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", OMP_NUM_THREADS="1", COLUMNS="100")
+    os.environ.update(OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0")  # as `job.set_up`, in time
     world.build(home)
     from infer_align.cli import demo
     from infer_align.exact import reports
