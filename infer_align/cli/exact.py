@@ -94,7 +94,8 @@ def exact(
             raise Stop("--memoryless takes its model from --p and --r: leave TARGET.py out")
         if n is not None:
             raise Stop("--n belongs to TARGET.py; with --memoryless n is exp(m·delta)")
-        name, report = "memoryless", _memoryless(p, r, q, m, delta, whole_n=whole_n)
+        with evaluating("the model of --p, --r, --m and --delta"):
+            name, report = "memoryless", _memoryless(p, r, q, m, delta, whole_n=whole_n)
     else:
         if whole_n:
             raise Stop("--whole-n belongs to --memoryless; with TARGET.py --n says the numbers")
