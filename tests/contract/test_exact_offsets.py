@@ -157,3 +157,19 @@ def test_chains_of_offset_rewards(offset):
     assert moved.log_z - 20 * offset / 0.8 == pytest.approx(plain.log_z, abs=1e-5)
     ahead = offset * np.arange(19, -1, -1)[:, None]
     np.testing.assert_allclose(moved.value - ahead, plain.value, atol=2e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0, -1e6])
+def test_rounds_go_part_of_the_way_to_means_with_an_offset(offset):
+    """The first round sees a single 1 among 0s, and the mean wanted is 1: rounds lead there."""
+    prior = dist.Categorical(jnp.asarray([0.994, 0.005, 0.001]))
+    target = moment_match(prior, {"y": (lambda y: y + offset, 1.0 + offset)})
+
+    def draw(law, n):
+        p = np.exp(np.asarray(law.log_density(jnp.arange(3)) - law.log_density(jnp.arange(3))[0]))
+        y = np.searchsorted(np.cumsum(p / p.sum()), (np.arange(n) + 0.5) / n)
+        return WeightedSample(jnp.asarray(y), np.zeros(n), np.zeros(n))
+
+    fit = match_moments(target, draw, n=200, rounds=6, ess_min=100)
+    wanted = exact.match_moments(moment_match(prior, {"y": (lambda y: 1.0 * y, 1.0)}))
+    assert fit.multipliers["y"] == pytest.approx(wanted.multipliers["y"], abs=0.1)
