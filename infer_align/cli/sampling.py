@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PANEL = "How it is sampled (--method)"
 MODEL = "The target, of a TARGET.py"
+NO_LM = " is a NumPyro target: leave out --model, --prompts, --max-new-tokens, --dtype and --device"
+OWN_LM = "--model, --max-new-tokens and --dtype are the run's own: leave them out"
 
 What = Annotated[
     str,
@@ -112,11 +114,7 @@ def sample(
     methods.check(method, choices)
     with others_aside():
         if a_file and find(path).is_numpyro(name):
-            if any(x is not None for x in (model, max_new_tokens, dtype, prompts, device)):
-                raise Stop(
-                    f"{path.name} is a NumPyro target: leave out --model, --prompts, "
-                    "--max-new-tokens, --dtype and --device"
-                )
+            _none_of((model, max_new_tokens, dtype, prompts, device), path.name + NO_LM)
             source, twist, job = *_numpyro(path, name, seed), None
         elif a_file:
             settings = Settings(
@@ -125,9 +123,7 @@ def sample(
             )  # fmt: skip
             source, twist, job = _of_language_model(settings, prompts, threads)
         else:
-            if any(x is not None for x in (model, max_new_tokens, dtype)):
-                given = "--model, --max-new-tokens and --dtype"
-                raise Stop(f"{given} are the run's own: leave them out")
+            _none_of((model, max_new_tokens, dtype), OWN_LM)
             source, twist, job = _of_run(read(), seed)
         if method == "smc" and twist is None:
             notice("no twist in the target's file: smc without one is importance sampling")
@@ -138,6 +134,12 @@ def sample(
         record(line)
     delivered()
     _summarise(drawn, job)
+
+
+def _none_of(given: tuple[Any, ...], why: str) -> None:
+    """Refuse options that are not read."""
+    if any(x is not None for x in given):
+        raise Stop(why)
 
 
 def _check_plain(choices: methods.Choices, *, a_file: bool) -> None:

@@ -106,15 +106,19 @@ def grow(
 
 
 def moved_mean(values: np.ndarray, log_w: np.ndarray, extra: np.ndarray) -> Reach:
-    """A mean under the target, if what is missed has the least or the largest value met."""
+    """A mean under the target, if what is missed has the least or the largest value met.
+
+    A context without an accepted draw has no mean; its 0 here is used by nothing.
+    """
     some = log_w > -INF
+    met = some.any(axis=0)
     top = log_w.max(axis=0)
     w = np.exp(log_w - np.where(top > -INF, top, 0.0))
     p = w / np.maximum(w.sum(axis=0), 1e-300)
     mean = (p * np.where(some, values, 0.0)).sum(axis=0)
     share = 1 / (1 + np.exp(-extra))
-    least = np.where(some, values, INF).min(axis=0)
-    most = np.where(some, values, -INF).max(axis=0)
+    least = np.where(met, np.where(some, values, INF).min(axis=0), mean)
+    most = np.where(met, np.where(some, values, -INF).max(axis=0), mean)
     return Reach(mean + share * (least - mean), mean + share * (most - mean))
 
 

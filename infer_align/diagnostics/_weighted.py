@@ -237,7 +237,9 @@ def _unseen(
     assert evidence is not None
     check_bound(evidence, log_bound)
     signs = {"forward_kl": -1.0, "kl_target_prior": -1.0, "entropy_target": 1.0}
-    spread = np.ptp(np.where(w.log_weights > -INF, w.log_weights, w.log_weights.max(axis=0)), 0)
+    top = w.log_weights.max(axis=0)
+    top = np.where(top > -INF, top, 0.0)  # of a context without an accepted draw
+    spread = np.ptp(np.where(w.log_weights > -INF, w.log_weights, top), axis=0)
     exact = (spread <= 1e-9) & (w.total_variation == 0) & (not w.same)
 
     def at(share: float) -> dict[str, Reach]:

@@ -104,7 +104,9 @@ def test_rewards_out_of_reach_are_refused_and_the_ends_are_limits():
     nearly = law.tilt(beta_for_reward(law, 80 - 1e-9))
     np.testing.assert_allclose(np.exp(nearly), np.exp(law.tilt(0.0)), atol=2e-9)
     assert abs(beta_for_reward(law, float(law.cumulants(0.0)[1]))) > 1e10
-    for reward in (-0.1, 80.5, math.nan):
+    with pytest.raises(ValueError, match="an expected reward must be a number, got nan"):
+        beta_for_reward(law, math.nan)
+    for reward in (-0.1, 80.5):
         with pytest.raises(ValueError, match=f"expected reward {reward}: rewards run from 0 to 80"):
             beta_for_reward(law, reward)
 

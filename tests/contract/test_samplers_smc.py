@@ -325,7 +325,7 @@ def test_a_seed_reproduces_a_run():
 
 def test_refusals_say_what_to_do():
     source = abab()
-    with pytest.raises(ValueError, match="at least one particle"):
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
         smc(source, 0)
     with pytest.raises(ValueError, match="between 0"):
         smc(source, 5, ess_threshold=1.5)

@@ -61,7 +61,7 @@ def test_distinct_n_counts_by_hand() -> None:
     assert distinct_n(words, 1) == 2 / 5
     assert distinct_n(words, 2) == 2 / 3  # ab, ba, ab
     assert math.isnan(distinct_n(words, 5))
-    with pytest.raises(ValueError, match="at least 1 token"):
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
         distinct_n(words, 0)
 
 
