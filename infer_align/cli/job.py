@@ -207,8 +207,14 @@ def _device(name: str) -> "torch.device":
         device = torch.device(name)
     except RuntimeError as error:
         raise Stop(f"--device {name!r} is not known; take cpu, cuda or cuda:0") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise Stop(f"--device {name}: torch sees no GPU here; take --device cpu")
+    try:
+        torch.ones(1, device=device).tolist()  # a `meta` tensor is made, and has no numbers
+    except (RuntimeError, AssertionError, ImportError) as error:
+        why = str(error).split(". ")[0].splitlines() or ["it does not say why"]
+        raise Stop(
+            f"--device {name}: this torch computes nothing there ({type(error).__name__}: "
+            f"{why[0]}); take --device cpu"
+        ) from error
     return device
 
 

@@ -188,6 +188,8 @@ def _numpyro(path: Path, name: str, seed: int) -> "tuple[Source, Any]":
     twist = None if loaded.option("twist") is None else loaded.call("twist")
     program = numpyro_program(loaded)
     check_program(program, f"{path}:{name}")
+    if callable(program):  # no Target: a program, which is sampled without contexts
+        check_call(program, f"the program of {path}:{name}", ())
     return source(jax.random.key(seed), program), twist
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from infer_align import divergences, estimators
-from infer_align.cli import console, data, figures, loader, metrics, runs, settings
+from infer_align.cli import console, data, figures, job, loader, metrics, runs, settings
 from infer_align.cli.errors import Stop, describe, explain
 from infer_align.estimators import LogWeights
 
@@ -345,3 +346,15 @@ def test_figures_take_the_pages_colours_and_unique_names() -> None:
     assert not ids[0] & ids[1]
     used = set(re.findall(r'(?:url\(|href=")#([\w-]*)', one))
     assert used <= ids[0]
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps", "meta", "vulkan", "privateuseone"])
+def test_a_device_that_computes_nothing_is_refused(name: str) -> None:
+    if name == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one here")
+    if name == "mps" and torch.backends.mps.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(Stop, match=f"--device {name}: this torch computes nothing there") as found:
+        job._device(name)
+    assert len(str(found.value)) < 240
+    assert job._device("cpu") == torch.device("cpu")

@@ -244,6 +244,14 @@ def test_what_exact_cannot_solve_is_said(case: str) -> None:
     assert not Path("plots").exists()
 
 
+def test_a_program_with_an_argument_is_not_sampled_without_it() -> None:
+    Path("t.py").write_text(
+        "import numpyro\n\ndef target():\n    return lambda x: numpyro.factor('r', x)\n"
+    )
+    shown = said(run("sample", "t.py", "--method", "smc", "-n", "3"))
+    assert "the program of t.py:target takes (x); it is called with no argument" in shown
+
+
 def test_what_a_target_prints_is_not_in_the_product() -> None:
     Path("n.py").write_text("print('loaded')\n" + NUMPYRO.format(law=LETTERS, value="1.0 * y"))
     for arguments in (("sample", "n.py", "--method", "importance"), ("exact", "n.py", "--json")):
