@@ -409,7 +409,8 @@ def test_a_reward_or_feature_or_caller_that_edits_in_place_spoils_nothing() -> N
         y = pyro.sample("y", dist.Categorical(PRIOR.expand(len(prompts), 3)))
         pyro.factor("reward", 1.0 * y)
         y[:] = 0
-        prompts.clear()
+        for ids in prompts:
+            ids.clear()
 
     def run(goal: Any, *, edit: bool) -> tuple[Tensor, list[Tensor]]:
         policy, seen = Table(2), []
