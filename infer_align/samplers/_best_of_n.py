@@ -13,6 +13,7 @@ from infer_align.samplers._outcomes import (
     each,
     flat_contexts,
     like,
+    sized,
     take,
     to_host,
     with_contexts,
@@ -78,8 +79,7 @@ def best_of_n(
     >>> abs(float(best.outcomes.mean()) - 7 / 8) < 0.05
     True
     """
-    if n < 1 or m < 1:
-        raise ValueError(f"n and m must be at least 1, got n={n}, m={m}")
+    n, m = sized("n", n, source), sized("m", m, source)
     at_once = max(1, CHUNK // n)
     sizes = [min(at_once, m - start) for start in range(0, m, at_once)]
     parts = [_best(source, reward, n, size, tolerance) for size in sizes]

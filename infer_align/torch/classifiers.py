@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from infer_align._arguments import count
 from infer_align.torch.prompts import is_chat
 
 __all__ = ["classifier"]
@@ -49,8 +50,7 @@ def classifier(
     TypeError
         For a prompt that is neither a text nor a chat, of a direct call.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    count("batch_size", batch_size)
     if tokenizer.pad_token_id is None:
         raise ValueError(
             "the classifier's tokenizer has no padding token, so texts of unequal length make no "

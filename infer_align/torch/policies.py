@@ -536,8 +536,7 @@ class CausalLM:
 
 
 def _check_length(max_new_tokens: int, limit: int | None) -> None:
-    if count("max_new_tokens", max_new_tokens) < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    count("max_new_tokens", max_new_tokens)
     if limit is not None and max_new_tokens > limit:
         raise ValueError(
             f"max_new_tokens is {max_new_tokens}, but the model's context holds {limit} tokens"

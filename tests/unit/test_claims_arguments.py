@@ -75,6 +75,8 @@ COUNTS = {
     "local n": lambda n: samplers.local_metropolis(table(), n, 2),
     "local steps": lambda n: samplers.local_metropolis(table(), 2, n),
     "smc": lambda n: samplers.smc(table(), n),
+    "best of n": lambda n: samplers.best_of_n(table(), lambda y: y, n, 2),
+    "best of n, draws": lambda n: samplers.best_of_n(table(), lambda y: y, 2, n),
     "conditional_smc": lambda n: samplers.conditional_smc(table(), np.array([[2]]), n),
     "conditional_importance": lambda n: samplers.conditional_importance(
         table(), np.array([[2]]), n
@@ -114,6 +116,8 @@ SIZED = {
     "keep": lambda: samplers.local_metropolis(table(), 10**5, 10**7, keep=10**6),
     "local steps": lambda: samplers.local_metropolis(table(), 2, HUGE),
     "smc": lambda: samplers.smc(table(), HUGE),
+    "best of n": lambda: samplers.best_of_n(table(), lambda y: y, HUGE, 2),
+    "best of n, draws": lambda: samplers.best_of_n(table(), lambda y: y, 2, HUGE),
 }
 
 
