@@ -5,8 +5,11 @@ and nothing is rounded.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any, TypeVar
+
+import numpy as np
 
 T = TypeVar("T")
 
@@ -50,6 +53,41 @@ def numeric(what: str, value: Any, *, need: str = "a number") -> Any:
     return value
 
 
+def scalar(what: str, value: Any, *, need: str = "a number") -> Any:
+    """One number, also as an array of a library or a tracer; NumPy's as the number that it is."""
+    numeric(what, value, need=need)
+    shape = getattr(value, "shape", ())
+    dtype = str(getattr(value, "dtype", ""))
+    if shape != () or "complex" in dtype or "bool" in dtype:
+        raise TypeError(
+            f"{what} must be {need}, got {type(value).__name__} of shape {tuple(shape)} "
+            f"({dtype}); for several, call once for each"
+        )
+    return value.item() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def array(what: str, value: Any, *, need: str = "an array of shape (n, *contexts)") -> Any:
+    """An array of NumPy, JAX or torch, as it is."""
+    if getattr(value, "shape", None) is None or not hasattr(value, "dtype"):
+        raise TypeError(f"{what} must be {need}, got {value!r} ({type(value).__name__})")
+    return value
+
+
+def reals(what: str, value: Any, *, need: str = "an array of numbers") -> np.ndarray:
+    """Numbers as a NumPy array of float64: no text, no booleans, nothing ragged or complex."""
+    try:
+        out = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged, a tracer, a tensor's gradient
+        raise TypeError(f"{what} must be {need}, got a {type(value).__name__}: {error}") from None
+    if out.dtype == object:  # fractions and decimals, or no numbers at all
+        return np.array([_real(f"each entry of {what}", x, "a number") for x in out.flat]).reshape(
+            out.shape
+        )
+    if out.dtype.kind not in "iuf":
+        raise TypeError(f"{what} must be {need}, got {out.dtype} entries of shape {out.shape}")
+    return out.astype(float)
+
+
 def count(what: str, value: Any, *, low: int = 1) -> int:
     """A whole number of at least ``low``."""
     need = f"a whole number of at least {low}"
@@ -77,6 +115,43 @@ def instance(what: str, value: T, kind: type, example: str) -> T:
             f"give one, such as {example}"
         )
     return value
+
+
+def mapping(what: str, value: Any, *, entries: str, optional: bool = True) -> dict[str, Any]:
+    """A mapping from names, as a dict; None is an empty one where it is optional.
+
+    Raises
+    ------
+    TypeError
+    """
+    if value is None and optional:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"{what} must be a mapping from names to {entries}, got {value!r} "
+            f"({type(value).__name__}); write {{'name': ...}}"
+        )
+    if bad := [name for name in value if not isinstance(name, str)]:
+        raise TypeError(f"{what} are named by texts, and one name is {bad[0]!r}; name it by a text")
+    return dict(value)
+
+
+def features(value: Any) -> dict[str, Callable[..., Any]]:
+    """The functions of the outcomes whose means are wanted, by name.
+
+    Raises
+    ------
+    TypeError
+    """
+    need = "functions (y, *contexts) -> (n, *contexts)"
+    named = mapping("features", value, entries=need)
+    for name, feature in named.items():
+        if not callable(feature):
+            raise TypeError(
+                f"feature {name!r} must be one of {need}, got {feature!r} "
+                f"({type(feature).__name__})"
+            )
+    return named
 
 
 def installed(package: str, extra: str, *libraries: str) -> None:

@@ -11,8 +11,8 @@ import typer
 
 import infer_align
 from infer_align.cli import demo, exact, fitting, models, sampling, using
-from infer_align.cli.console import steady_output
-from infer_align.cli.errors import DEBUG
+from infer_align.cli.console import delivered, steady_output
+from infer_align.cli.errors import BEGAN, DEBUG, reported
 
 __all__ = ["app"]
 
@@ -22,13 +22,27 @@ class App(typer.Typer):
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Run the command that the arguments name, and exit with its status."""
+        BEGAN.set(False)
         try:
             with steady_output():
-                super().__call__(*args, **options)
+                try:
+                    super().__call__(*args, **options)
+                except SystemExit as end:
+                    if not (end.code or BEGAN.get()):
+                        _deliver_help()
+                    raise
         except KeyboardInterrupt:
             if sys.stderr is not None:
                 print("error: interrupted", file=sys.stderr)
             sys.exit(130)
+
+
+def _deliver_help() -> None:
+    """Exit with the status of a lost product if help, or the version, was not printed."""
+    try:
+        reported(delivered)()
+    except typer.Exit as lost:
+        sys.exit(lost.exit_code)
 
 
 app = App(

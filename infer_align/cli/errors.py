@@ -20,6 +20,8 @@ import typer
 from infer_align.cli.escapes import printable
 
 DEBUG: ContextVar[bool] = ContextVar("infer_align_debug", default=False)
+BEGAN: ContextVar[bool] = ContextVar("infer_align_began", default=False)
+"""Whether a command began: else its help or the version was all there was to print."""
 PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
 CATALOGUE = os.path.join(PACKAGE, "_models")
 LONGEST = 4000
@@ -47,6 +49,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
+        BEGAN.set(True)
         try:
             command(*args, **options)
         except typer.Exit:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from infer_align._arguments import instance
 from infer_align.diagnostics._draws import draws
 from infer_align.diagnostics._estimates import Moments, moments, pooled_interval
 from infer_align.diagnostics._summary import Estimate, check_level, seen, summarise
@@ -64,6 +65,8 @@ def compare(
     (True, True)
     """
     check_level(level)
+    for what, weights in (("before", before), ("after", after)):
+        instance(what, weights, LogWeights, "LogWeights(log_policy, log_target)")
     if tuple(before.policy.shape[1:]) != tuple(after.policy.shape[1:]):
         raise ValueError(
             f"contexts of shape {tuple(before.policy.shape[1:])} before and "

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from array_api_compat import is_torch_array
 
+from infer_align._arguments import array as checked_array
+from infer_align._arguments import instance, mapping
 from infer_align._numerics import Array, as_real
 from infer_align.estimators import LogWeights
 
@@ -40,7 +42,8 @@ def draws(
     features: Mapping[str, Array] | None = None,
 ) -> Draws:
     """Check and move to NumPy; every error says how many entries of which array are at fault."""
-    shape = tuple(weights.policy.shape)
+    instance("weights", weights, LogWeights, "LogWeights(log_policy, log_target)")
+    shape = tuple(checked_array("log policy", weights.policy).shape)
     arrays = {"policy": weights.policy, "target": weights.target}
     if weights.proposal is not None:
         arrays["proposal"] = weights.proposal
@@ -49,7 +52,9 @@ def draws(
     moved = {name: _checked(array, f"log {name}", shape) for name, array in arrays.items()}
     columns = {
         name: _checked(values, f"feature {name!r}", shape, infinite=(-math.inf, math.inf))
-        for name, values in (features or {}).items()
+        for name, values in mapping(
+            "features", features, entries="arrays of shape (n, *contexts)"
+        ).items()
     }
     n = shape[0]
     if n < 2 or 0 in shape:
@@ -108,7 +113,7 @@ def errors(array: Array, shape: tuple[int, ...]) -> np.ndarray:
 def _checked(
     array: Array, name: str, shape: tuple[int, ...], infinite: tuple[float, ...] = (math.inf,)
 ) -> np.ndarray:
-    if not shape or tuple(array.shape) != shape:
+    if not shape or tuple(checked_array(name, array).shape) != shape:
         raise ValueError(
             f"{name} has shape {tuple(array.shape)} and log policy {shape}; all must be "
             "(n, *contexts), one number an outcome"

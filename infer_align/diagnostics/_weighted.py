@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from infer_align._arguments import mapping
 from infer_align._numerics import Array
 from infer_align._reliability import TV_LIMIT, too_far
 from infer_align.diagnostics._draws import errors, per_context
@@ -140,8 +141,8 @@ def assess_sample(
     True
     """
     check_level(level)
-    shape = tuple(sample.log_weights.shape)
     w = weighted(sample)
+    shape = tuple(sample.log_weights.shape)
     laws = {"forward_kl": log_policy, "kl_target_prior": log_prior}
     laws = {
         name: checked(law, name_of, shape)
@@ -150,7 +151,9 @@ def assess_sample(
     }
     columns = {
         name: checked(values, f"feature {name!r}", shape, infinite=(-INF, INF))
-        for name, values in (features or {}).items()
+        for name, values in mapping(
+            "features", features, entries="arrays of shape (n, *contexts)"
+        ).items()
     }
     se = None if sample.log_target_se is None else errors(sample.log_target_se, shape)
     log_bound = sample.log_bound if log_bound is None else log_bound

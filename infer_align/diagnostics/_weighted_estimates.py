@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from infer_align._arguments import array as checked_array
+from infer_align._arguments import instance
 from infer_align._numerics import Array
 from infer_align._reliability import worth
 from infer_align.diagnostics._draws import numpy, per_context
@@ -45,7 +47,8 @@ class Weighted(NamedTuple):
 
 def weighted(sample: WeightedSample) -> Weighted:
     """Check a sample; every error says how many entries of which array are at fault."""
-    shape = tuple(sample.log_weights.shape)
+    instance("the sample", sample, WeightedSample, "samplers.importance(source, n)")
+    shape = tuple(checked_array("log_weights", sample.log_weights).shape)
     if not shape or 0 in shape:
         raise ValueError(
             f"log_weights has shape {shape}; a sample has outcomes on axis 0 and at least one "
@@ -191,7 +194,7 @@ def checked(
     array: Array, name: str, shape: tuple[int, ...], infinite: tuple[float, ...] = (INF,)
 ) -> np.ndarray:
     """In NumPy float64, (rows, contexts), or an error that counts what is wrong."""
-    if tuple(array.shape) != shape:
+    if tuple(checked_array(name, array).shape) != shape:
         raise ValueError(
             f"{name} has shape {tuple(array.shape)}; needed is {shape}, outcomes on axis 0 and the "
             "contexts of log_weights behind"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from infer_align._arguments import positive
+from infer_align._arguments import positive, reals
 from infer_align.divergences import reverse_kl
 
 RESIDUAL = 1e-12
@@ -126,7 +126,7 @@ def best_response(
     array, shape (N,)
     """
     table, prior, price = _checked(preference, log_prior, beta)
-    opponent = _normalised(np.asarray(log_policy, dtype=float))
+    opponent = _checked_policy(log_policy, prior)
     return _normalised(prior + table @ np.exp(opponent) / price)
 
 
@@ -163,8 +163,8 @@ def duality_gap(
     >>> round(exact.duality_gap([[0.5, 0.9], [0.1, 0.5]], half, half, beta=0.4), 6)
     0.096092
     """
-    _, _, price = _checked(preference, log_prior, beta)
-    policy = _normalised(np.asarray(log_policy, dtype=float))
+    _, prior, price = _checked(preference, log_prior, beta)
+    policy = _checked_policy(log_policy, prior)
     response = best_response(preference, policy, log_prior, beta)
     return 2 * price * max(float(reverse_kl(policy, response)), 0.0)
 
@@ -196,16 +196,39 @@ def _normalised(log_p: np.ndarray) -> np.ndarray:
     return log_p - np.logaddexp.reduce(log_p)
 
 
+def _checked_policy(log_policy: Any, prior: np.ndarray) -> np.ndarray:
+    """A policy on the outcomes of the prior, normalised."""
+    policy = reals("log_policy", log_policy, need="an array of log-probabilities")
+    if policy.shape != prior.shape:
+        raise ValueError(
+            f"log_policy has shape {policy.shape}, and there are {len(prior)} outcomes: give one "
+            "log-probability each"
+        )
+    _check_log_density("log_policy", policy)
+    return _normalised(policy)
+
+
+def _check_log_density(what: str, x: np.ndarray) -> None:
+    if np.isnan(x).any() or (x == math.inf).any() or not (x > -math.inf).any():
+        raise ValueError(f"{what} must be finite, or -inf for probability 0, not everywhere")
+
+
 def _checked(
     preference: Any, log_prior: Any, beta: float | int
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """The preference matrix, the normalised prior and beta, if they make a game."""
-    table, prior = np.asarray(preference, dtype=float), np.asarray(log_prior, dtype=float)
+    table = reals("preference", preference, need="a matrix of probabilities")
+    prior = reals("log_prior", log_prior, need="an array of log-probabilities")
     n = len(prior) if prior.ndim == 1 else 0
     if not n or table.shape != (n, n):
         raise ValueError(
             f"a game of N outcomes has a preference matrix (N, N) and a log prior (N,), got "
             f"shapes {table.shape} and {prior.shape}"
+        )
+    if bad := np.argwhere(~np.isfinite(table)).tolist():
+        i, j = bad[0]
+        raise ValueError(
+            f"preferences are probabilities, and that in row {i}, column {j} is {table[i, j]}"
         )
     if not (np.abs(table + table.T - 1).max() < 1e-9 and table.min() >= 0):
         worst = float(np.abs(table + table.T - 1).max())
@@ -215,6 +238,5 @@ def _checked(
             "with (P + 1 - P.T)/2"
         )
     positive("beta is the price of a nat and", beta, need="positive and finite")
-    if np.isnan(prior).any() or (prior == math.inf).any() or not (prior > -math.inf).any():
-        raise ValueError("log_prior must be finite, or -inf where the prior is 0, not everywhere")
+    _check_log_density("log_prior", prior)
     return table, _normalised(prior), float(beta)

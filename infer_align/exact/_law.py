@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from infer_align import _ties
-from infer_align._arguments import numeric
+from infer_align._arguments import scalar
 from infer_align._numerics import (
     Array,
     concrete,
@@ -234,7 +234,12 @@ class RewardLaw:
         theta : float
             Inverse temperature, any real number.
         """
-        xp = namespace(self.log_prob)
+        xp, theta = namespace(self.log_prob), scalar("theta", theta, need="a finite number")
+        if isinstance(theta, float) and not math.isfinite(theta):
+            raise ValueError(
+                f"theta, an inverse temperature, must be a finite number, got {theta}; its limits "
+                "are reward_range and kl_limits"
+            )
         centre, rewards = self._centred(theta)
         log_tilt = self.log_prob + theta * rewards
         log_z = logsumexp(log_tilt, axis=0)
@@ -382,7 +387,7 @@ class RewardLaw:
             Log-masses of the levels.
         """
         xp = namespace(self.log_prob)
-        numeric("beta, a temperature,", beta)
+        beta = scalar("beta, a temperature,", beta)
         if isinstance(beta, int | float) and (beta == 0 or math.isnan(beta)):
             if math.isnan(beta):
                 raise ValueError("beta is a temperature and must be a number, got nan")
@@ -505,7 +510,7 @@ class RewardLaw:
 
 def check_beta(beta: Any) -> Any:
     """A temperature that is positive, if that can be known."""
-    numeric("beta, a temperature,", beta, need="a positive number")
+    beta = scalar("beta, a temperature,", beta, need="a positive number")
     if isinstance(beta, int | float) and not beta > 0:
         raise ValueError(
             f"beta is a temperature (policy = prior·exp(reward/beta)) and must be positive, got "

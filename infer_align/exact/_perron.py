@@ -118,11 +118,19 @@ class PerronFamily:
         theta : float
             Inverse temperature.
         """
+        if abs(theta) * float(np.ptp(self.rewards[self._edges])) < 1e-4:
+            # The integral of θΛ″(θ) by Gauss and Legendre: the tilt itself has lost its digits.
+            nodes, weights = np.polynomial.legendre.leggauss(3)
+            steps = (1 + nodes) / 2
+            slopes = [self.cumulants(theta * step)[2] for step in steps]
+            return float(weights / 2 @ (steps * slopes)) * theta * theta
         _, q, stationary = self.kernel(theta)
         p = np.exp(self.log_transition)
         ratio = np.where(q > 0, q / np.where(p > 0, p, 1.0), 1.0)
         # p (t log t − t + 1), which is small term by term where the tilt is.
-        terms = p * (ratio * np.log(ratio) - ratio + 1)
+        log_t, small = np.log(ratio), np.abs(ratio - 1) < 0.01
+        series = np.polyval([1 / 144, 1 / 30, 1 / 8, 1 / 3, 1 / 2], log_t) * log_t**2
+        terms = p * np.where(small, series, ratio * log_t - ratio + 1)
         terms = np.where(q > 0, terms, p)
         return float(stationary @ terms.sum(axis=1))
 

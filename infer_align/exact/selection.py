@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from infer_align._arguments import numeric, real
+from infer_align._arguments import number, numeric, real, scalar
 from infer_align._numerics import (
     Array,
     concrete,
@@ -93,11 +93,11 @@ def _log_n(n: Any, log_n: Any) -> Any:
     if (n is None) == (log_n is None):
         raise ValueError(f"give n or log_n, one of them: got n={n} and log_n={log_n}")
     if n is None:
-        numeric("log_n", log_n)
+        log_n = scalar("log_n", log_n, need="a finite number")
         if isinstance(log_n, int | float) and not -math.inf < log_n < math.inf:
             raise ValueError(f"log_n must be a finite number, got {log_n}")
         return log_n
-    numeric("n", n, need="a finite number > 0")
+    n = scalar("n", n, need="a finite number > 0")
     if not n > 0 or n == math.inf:
         raise ValueError(f"best-of-n needs a finite n > 0, got {n}")
     return math.log(n) if isinstance(n, int | float) else namespace(n).log(n)
@@ -320,6 +320,8 @@ def best_of_poisson(law: RewardLaw, mu: Any = None, *, log_mu: Any = None) -> Fl
     given = log_mu if mu is None else mu
     if given is not None:
         real("mu or log_mu", given)
+        if given == math.inf:
+            raise ValueError("a mean number of draws is finite, got inf; the limit is law.tilt(0)")
     if (mu is None) == (log_mu is None) or (mu is not None and not mu >= 0):
         raise ValueError(f"give mu >= 0 or log_mu, one of them: got mu={mu} and log_mu={log_mu}")
     if mu is not None:
@@ -413,6 +415,9 @@ def kl_bound(n: Any) -> Any:
     n : float or array
         >= 1.
     """
+    numeric("n", n, need="a number >= 1, or an array of them")
+    if isinstance(n, int | float) and not 1 <= n < math.inf:
+        raise ValueError(f"the bound is of a finite n >= 1, got {n}")
     xp = namespace(n)
     return xp.log(xp.asarray(n) * 1.0) - (n - 1) / n
 
@@ -440,7 +445,9 @@ def kl_estimate(n: Any, log_prob: Any) -> Any:
     >>> round(float(kl_estimate(32, math.log(0.1))), 4), round(float(kl_bound(32)), 4)
     (2.1634, 2.497)
     """
-    xp = namespace(log_prob)
+    if number("n", n, need="a finite number >= 1") < 1:
+        raise ValueError(f"the estimate is of n >= 1, got {n}")
+    xp = namespace(numeric("log_prob", log_prob, need="a number, or an array of them"))
     log_prob = xp.asarray(log_prob) * 1.0
     # x = −n log(1 − ε) is that of a miss, 1 − exp(−x) the probability of a hit.
     log_x = math.log(n) + log_neg_log1mexp(xp.where(log_prob < 0, log_prob, 0.0))
@@ -529,7 +536,7 @@ def inference_aware(law: RewardLaw, n: float | int, beta: float | int) -> Float[
     >>> round(win_rate_of_best_of_n(law, inference_aware(law, 4, 1.0), 4), 4)
     0.5979
     """
-    if not real("n", n, need="a number >= 1") >= 1:
+    if not number("n", n, need="a finite number >= 1") >= 1:
         raise ValueError(f"inference-aware optimisation of best-of-n needs n >= 1, got {n}")
     beta = float(check_beta(beta))
     log_prior = law.known().log_prob.tolist()

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from infer_align import _ties
-from infer_align._arguments import real
+from infer_align._arguments import numeric, real
 from infer_align.divergences import reverse_kl
 from infer_align.exact._law import RewardLaw
 from infer_align.exact._roots import root
@@ -131,7 +131,8 @@ def beta_for_kl(family: Any, kl: float | int) -> Any:
     if kl >= plain.kl_max:
         return 0.0
     if kl < TINY:  # where KL = θ²Λ''/2, and rounding hides it
-        theta = math.sqrt(2 * float(kl) / float(plain.cumulants(0.0)[2]))
+        # Roots apart: their quotient is a float where that of the squares is none.
+        theta = math.sqrt(2 * float(kl)) / math.sqrt(float(plain.cumulants(0.0)[2]))
     else:
         theta = _root(plain.kl_of_tilt, float(kl), 1.0)
     if math.isinf(theta):
@@ -232,7 +233,9 @@ def frontier(family: Any, kl: Any) -> Frontier:
     (1.059857, 1.82978)
     """
     if isinstance(kl, list | tuple | np.ndarray):
-        points = [frontier(family, float(one)) for one in kl]
+        points = [frontier(family, one) for one in kl]
+        if not points:
+            raise ValueError("kl has no budget in it; give a number of nats >= 0, or some of them")
         return Frontier(
             *(np.array([float(x) for x in column]) for column in zip(*points, strict=True))
         )
@@ -240,7 +243,8 @@ def frontier(family: Any, kl: Any) -> Frontier:
     if isinstance(beta, float) and beta == 0:
         return Frontier(kl, 0.0, family.reward_range[1], 0.0, 0.0)
     _, reward, variance, *_ = (_plain(x) for x in family.cumulants(1 / beta))
-    curvature = -(beta**3) / variance if kl > 0 else -math.inf
+    # By factors, for Python's power raises where a product is inf.
+    curvature = -beta / variance * beta * beta if kl > 0 else -math.inf
     return Frontier(kl, beta, reward, variance, curvature)
 
 
@@ -260,8 +264,11 @@ def small_kl_expansion(law: RewardLaw, kl: Any) -> Any:
     kl : float or array
         Δ, in nats.
     """
+    numeric("kl", kl, need="a number of nats >= 0, or an array of them")
+    if isinstance(kl, int | float) and not kl >= 0:
+        raise ValueError(f"a KL is a number of nats >= 0, got {kl}")
     _, mean, variance, third = law.cumulants(0.0)
-    return mean + (2 * variance * kl) ** 0.5 + third * kl / (3 * variance)
+    return mean + (2 * variance) ** 0.5 * kl**0.5 + third / (3 * variance) * kl
 
 
 def closeness(law: RewardLaw, log_policy: Float[Any, " levels"], kl: float | int) -> Closeness:

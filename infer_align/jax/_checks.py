@@ -8,7 +8,13 @@ import optax
 
 from infer_align._arguments import instance
 
-__all__ = ["check_context_arguments", "check_key", "check_proposal", "optimizer_or_adam"]
+__all__ = [
+    "check_context_arguments",
+    "check_key",
+    "check_params",
+    "check_proposal",
+    "optimizer_or_adam",
+]
 
 
 def check_key(key: Any) -> None:
@@ -28,6 +34,29 @@ def optimizer_or_adam(optimizer: Any, rate: float = 1e-2) -> optax.GradientTrans
     if optimizer is None:
         return optax.adam(rate)
     return instance("optimizer", optimizer, optax.GradientTransformation, "optax.adam(1e-2)")
+
+
+def check_params(params: Any) -> None:
+    """Refuse parameters that no gradient can move: none at all, integers, what is no number.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError(f"params has no array in it, so there is nothing to fit: got {params!r}")
+    for path, leaf in leaves:
+        try:
+            kind = jnp.result_type(leaf)
+        except TypeError:
+            kind = None
+        if kind is None or not jnp.issubdtype(kind, jnp.floating):
+            got = type(leaf).__name__ if kind is None else f"{type(leaf).__name__} of {kind}"
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} is {got}, which no gradient moves; give real "
+                "floating-point numbers, such as jnp.zeros(3)"
+            )
 
 
 def check_context_arguments(contexts: Any) -> tuple[Any, ...]:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from infer_align import diagnostics
+from infer_align._arguments import array as checked_array
 from infer_align._arguments import count
+from infer_align._arguments import features as checked_features
 from infer_align.diagnostics._unseen import if_prior
 from infer_align.jax._batch import draw, weigh
 from infer_align.jax._checks import check_context_arguments, check_key
@@ -85,13 +87,16 @@ def assess(
                 f"the {what} is a distribution, got {type(one).__name__}; of a policy of `fit` it "
                 "is policy(params, *contexts)"
             )
-    declared = as_target(target)
+    named, declared = checked_features(features), as_target(target)
     check_provides(declared, frozenset({"log_density"}), "assess")
 
     @jax.jit
     def scored(key: jax.Array, contexts: tuple[Any, ...]) -> Any:
         batch = draw(key, policy, proposal, declared, n, contexts)
-        values = {name: f(batch.outcomes, *contexts) for name, f in (features or {}).items()}
+        values = {
+            name: checked_array(f"feature {name!r}", f(batch.outcomes, *contexts))
+            for name, f in named.items()
+        }
         spread = declared.log_potential_se
         return batch, values, None if spread is None else spread(batch.outcomes, *contexts)
 

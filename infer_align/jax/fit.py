@@ -27,6 +27,7 @@ from infer_align.jax._batch import Batch, draw, of_data, weigh
 from infer_align.jax._checks import (
     check_context_arguments,
     check_key,
+    check_params,
     check_proposal,
     optimizer_or_adam,
 )
@@ -150,6 +151,7 @@ def fit(
     n, steps, contexts = count("n", n), count("steps", steps), check_context_arguments(contexts)
     instance("estimator", estimator, Estimator, "f_dpg(divergences.jensen_shannon)")
     check_proposal(proposal)
+    check_params(params)
     if n < estimator.min_outcomes:
         raise ValueError(
             f"{estimator.name} needs at least {estimator.min_outcomes} outcomes per context, "
@@ -221,6 +223,7 @@ def policy_gradient(
     >>> policy_gradient(tabular, jnp.zeros(2), jnp.array([0, 1]), c).tolist()
     [0.5, -0.5]
     """
+    check_params(params)
 
     def surrogate(params: Any) -> jax.Array:
         distribution = policy(params, *contexts)

@@ -161,7 +161,8 @@ def fit_twist(
     >>> last.metrics["ess"] > 0.9
     True
     """
-    optimizer = optax.adam(3e-2) if optimizer is None else optimizer
+    optimizer = optimizer_or_adam(optimizer, 3e-2)
+    check_params(params)
     state = optimizer.init(params) if state is None else state
     stream, compiled = source.tokens(), jax.jit(twist)
     slope = jax.jit(jax.grad(partial(_surrogate, twist)))

@@ -27,7 +27,13 @@ def draw(distribution: Any, n: int, generator: torch.Generator) -> tuple[Any, Te
 
 def as_numbers(x: Any, what: str) -> Tensor:
     """Values of a program, potential or feature in double precision; complex ones are refused."""
-    return as_real(torch.as_tensor(x), what).double()
+    try:
+        values = torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{what} is a {type(x).__name__}; it must be a tensor of shape (n, *contexts): {error}"
+        ) from None
+    return as_real(values, what).double()
 
 
 def log_prob_in_parts(distribution: Any, outcomes: Any, token_budget: int | None) -> Parts:

@@ -1,6 +1,6 @@
 """What a fit steps with, checked before the first step: an optimiser, and perhaps a scheduler."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,25 @@ RATE = 2e-4
 
 
 def trainable(policy: Any) -> list[torch.nn.Parameter]:
-    """The parameters that a fit moves; ValueError if there are none."""
-    found = [p for p in policy.parameters() if p.requires_grad]
+    """The parameters that a fit moves.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the policy's ``parameters()`` are no tensors, or none of them is trainable.
+    """
+    given = policy.parameters()
+    every = list(given) if isinstance(given, Iterable) else [given]
+    if bad := [p for p in every if not isinstance(p, torch.Tensor)]:
+        raise TypeError(
+            f"parameters() of the policy must give torch parameters, and gave {bad[0]!r} "
+            f"({type(bad[0]).__name__}); make the policy a torch.nn.Module"
+        )
+    found = [p for p in every if p.requires_grad]
     if not found:
         raise ValueError(
-            "the policy has no trainable parameters; a CausalLM gets them with .trainable()"
+            f"the policy ({type(policy).__name__}) has no trainable parameters, {len(every)} in "
+            "all; a CausalLM gets them with .trainable(), a module with torch.nn.Parameter"
         )
     return found
 

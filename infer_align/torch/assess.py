@@ -9,6 +9,7 @@ from torch import Tensor
 
 from infer_align import diagnostics
 from infer_align._arguments import count
+from infer_align._arguments import features as checked_features
 from infer_align._numerics import own
 from infer_align.diagnostics._unseen import if_prior
 from infer_align.estimators import LogWeights
@@ -120,12 +121,9 @@ def collect(
     check_callable("the policy", policy)
     if proposal is not None:
         check_callable("the proposal", proposal)
-    for name, feature in (features or {}).items():
-        if not callable(feature):
-            raise TypeError(
-                f"feature {name!r} must be a function (y, *contexts) -> (n, *contexts), got "
-                f"{feature!r}"
-            )
+    features = checked_features(features)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be a function of a number, got {type(progress).__name__}")
     bound, contexts = bind(target, prompts, columns)
     check_provides(bound, frozenset({"log_density"}), "assess")
     every = torch.arange(len(contexts))
@@ -147,7 +145,7 @@ def collect(
             # and an outcome of every other, since each is batched anew.
             some = slice(None) if start == 0 else slice(size - 1, size)
             gap = np.fmax(gap, _gap(distribution, y[some], part["drawn"][some]))
-        part |= _evaluated(bound, y, contexts.of_target(every), features or {})
+        part |= _evaluated(bound, y, contexts.of_target(every), features)
         parts.append(part)
         if progress is not None:
             progress(start + size)
@@ -181,7 +179,13 @@ def _evaluated(
         spread = target.log_potential_se(y, *arguments)
         out["potential_se"] = as_numbers(spread, f"the standard error of {target.name!r}")
     for name, feature in features.items():
-        out[f"feature {name}"] = as_numbers(feature(own(y), *arguments), f"feature {name!r}")
+        values = as_numbers(feature(own(y), *arguments), f"feature {name!r}")
+        if values.shape != out["prior"].shape:
+            raise ValueError(
+                f"feature {name!r} has shape {tuple(values.shape)} for outcomes of shape "
+                f"{tuple(out['prior'].shape)}; give one number an outcome: (n, *contexts)"
+            )
+        out[f"feature {name}"] = values
     return out
 
 

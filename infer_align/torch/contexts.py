@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infer_align._arguments import mapping
 from infer_align.targets import Target
 from infer_align.torch.pyro import Program, context_names
 from infer_align.torch.pyro import target as as_target
@@ -74,7 +75,8 @@ def bind(
     check_target(target)
     # Lists: a pandas column is read by its index, a text by its letters.
     columns = {
-        name: as_list(values, f"column {name!r}") for name, values in (columns or {}).items()
+        name: as_list(values, f"column {name!r}")
+        for name, values in mapping("columns", columns, entries="lists").items()
     }
     prompts = None if prompts is None else as_list(prompts, "prompts")
     if prompts is not None and not prompts:
@@ -140,6 +142,9 @@ def check_callable(what: str, policy: Any, *, fitted: bool = False) -> None:
     TypeError
     """
     a_law = isinstance(policy, torch.distributions.Distribution)
+    if fitted and isinstance(policy, type):
+        name = policy.__name__
+        raise TypeError(f"{what} is the class {name}; make one of it: {name}(...)")
     if (
         a_law
         or not callable(policy)

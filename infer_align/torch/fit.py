@@ -400,6 +400,11 @@ class _Fit:
         difference = 0.0
         for rows, log_prob in parts:
             # 0 · (−inf) would be NaN: outcomes without a coefficient have no gradient.
+            if not log_prob.requires_grad:
+                raise ValueError(
+                    "the policy's log_prob does not depend on its parameters, so there is no "
+                    "gradient; make the distribution of them, without detach() or no_grad()"
+                )
             used = torch.where(c[rows] != 0, log_prob, 0.0)
             (c[rows] * used).sum().backward()
             gap = (log_prob.detach() - expected[rows]).abs()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infer_align.cli import app, console, figures, report, tables
+from infer_align.cli import app, console, figures, fitting, models, report, tables
 from infer_align.cli.errors import describe, explain
 from infer_align.cli.escapes import printable, spell, to_json
 from infer_align.cli.evaluation import Sample
@@ -63,17 +63,40 @@ def outcome(arguments: list[str], stdout: Any, monkeypatch: pytest.MonkeyPatch) 
     return int(stopped.value.code or 0)
 
 
+@pytest.mark.parametrize("arguments", [["models"], ["--help"], ["fit", "--help"], ["--version"]])
 @pytest.mark.parametrize(
     ("error", "status"),
     [(BrokenPipeError(errno.EPIPE, "gone"), 141), (OSError(errno.ENOSPC, "disk full"), 2),
      (ValueError("I/O operation on closed file"), 2)],
 )  # fmt: skip
 def test_a_product_that_cannot_be_printed_is_no_success(
-    error: Exception, status: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    arguments: list[str],
+    error: Exception,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ) -> None:
-    assert outcome(["models"], Closing(100, error), monkeypatch) == status
+    """The help was lost with status 0."""
+    assert outcome(arguments, Closing(5, error), monkeypatch) == status
     shown = capsys.readouterr().err
     assert ("cannot be written" in shown) == (status == 2)
+
+
+def test_help_that_is_printed_is_a_success(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    taken = io.StringIO()
+    assert outcome(["fit", "--help"], taken, monkeypatch) == 0
+    assert "TARGET.py" in taken.getvalue()
+    full = Closing(0, OSError(errno.ENOSPC, "full"))
+    assert outcome(["fit", "--no-such"], full, monkeypatch) == 2
+    assert "cannot be written" not in capsys.readouterr().err
+
+
+def test_a_command_that_began_is_not_its_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit's progress may be lost: what it leaves is its run folder."""
+    monkeypatch.setattr(fitting, "start", lambda *given, **options: console.say("step 1"))
+    full = Closing(0, OSError(errno.ENOSPC, "full"))
+    target = Path(models.__file__).resolve()
+    assert outcome(["fit", str(target)], full, monkeypatch) == 0
 
 
 def test_a_closed_standard_output_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +131,10 @@ def test_real_processes_end_as_their_output_does(root: Path) -> None:
                               env=environment)  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
+    with Path("/dev/full").open("w") as full:
+        told = subprocess.run([*command[:-1], "fit", "--help"], stdout=full, env=environment,
+                              stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert (told.returncode, told.stderr) == (2, done.stderr)
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)

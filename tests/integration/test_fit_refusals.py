@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -522,3 +523,66 @@ def test_adapters_of_one_network_are_fitted_in_threads() -> None:
     with ThreadPoolExecutor(2) as pool:
         two = both(tiny_lm("llama"), pool.map)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+class Holder:
+    """A policy of these parameters, which its law does not read."""
+
+    def __init__(self, parameters: Any) -> None:
+        self.held = parameters
+
+    def __call__(self) -> dist.Categorical:
+        return dist.Categorical(PRIOR)
+
+    def parameters(self) -> Any:
+        return self.held
+
+
+NO_PARAMETERS: dict[str, tuple[Any, str]] = {
+    "a class": (Table, r"is the class Table; make one of it: Table\(...\)"),
+    "none": (Holder([]), r"\(Holder\) has no trainable parameters, 0 in all"),
+    "frozen": (Holder([torch.zeros(3)]), "no trainable parameters, 1 in all"),
+    "None": (Holder(None), "gave None"),
+    "numbers": (Holder([3.0]), r"gave 3.0 \(float\)"),
+    "unread": (Holder([torch.zeros(3, requires_grad=True)]), "does not depend on its parameters"),
+}
+
+
+@pytest.fixture
+def as_users_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' check of annotations would speak before ours."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("as_users_have_it")
+@pytest.mark.parametrize("name", NO_PARAMETERS)
+def test_a_policy_without_parameters_that_move(name: str) -> None:
+    policy, said = NO_PARAMETERS[name]
+    with pytest.raises((TypeError, ValueError), match=said):
+        list(fit(policy, program, F_DPG, n=8, steps=1))
+
+
+FEATURES: dict[str, tuple[Any, str]] = {
+    "a number": (3, "mapping from names"),
+    "a function": (lambda y: y, "mapping from names"),
+    "no function": ({"a": 3}, r"'a' must be one of functions .*got 3 \(int\)"),
+    "no name": ({1: lambda y: y}, "one name is 1"),
+    "of None": ({"a": lambda y: None}, "'a' is a NoneType"),
+    "of text": ({"a": lambda y: "x"}, "'a' is a str"),
+    "of one number": ({"a": lambda y: 1.0}, r"'a' has shape \(\) for outcomes of shape \(8,\)"),
+}
+
+
+@pytest.mark.usefixtures("as_users_have_it")
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_that_are_none(name: str) -> None:
+    wrong, said = FEATURES[name]
+    with pytest.raises((TypeError, ValueError), match=said):
+        collect(Table(), program, n=8, features=wrong)
+
+
+@pytest.mark.usefixtures("as_users_have_it")
+@pytest.mark.parametrize("wrong", [3, "x", [1]])
+def test_columns_that_are_no_mapping(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="columns must be a mapping"):
+        fit(Table(), program, F_DPG, columns=wrong)

@@ -135,6 +135,42 @@ def test_a_bound_far_above_all_weights_is_refused(log_bound):
     assert len(samplers.rejection(table(), 3, 8.0).evidence) > 3
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (3, r"mapping from names .*got 3 \(int\)"),
+        ("x", "mapping from names"),
+        ([W], "mapping from names"),
+        ({1: W}, "one name is 1"),
+        ({"a": 3.0}, r"'a' must be an array .*got 3.0 \(float\)"),
+        ({"a": None}, "'a' must be an array"),
+        ({"a": [1.0, 2.0, 3.0, 4.0]}, r"'a' must be an array .*\(list\)"),
+        ({"a": W[:2]}, r"shape \(2,\)"),
+    ],
+)
+def test_features(wrong, said):
+    """3 was `int has no attribute items`."""
+    for call in (
+        lambda: diagnostics.assess(BOTH, features=wrong),
+        lambda: diagnostics.assess_sample(SAMPLE, features=wrong),
+    ):
+        with pytest.raises((ValueError, TypeError), match=said):
+            call()
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "x", W, (W, W)], ids=repr)
+def test_what_is_no_weights_and_no_sample(wrong):
+    for call in (
+        lambda: diagnostics.assess(wrong),
+        lambda: diagnostics.compare(wrong, BOTH),
+        lambda: diagnostics.compare(BOTH, wrong),
+    ):
+        with pytest.raises(TypeError, match="must be a LogWeights"):
+            call()
+    with pytest.raises(TypeError, match="must be a WeightedSample"):
+        diagnostics.assess_sample(wrong)
+
+
 def test_what_else_cannot_be_right():
     source = table()
     for refused, said in (

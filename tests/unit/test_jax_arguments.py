@@ -11,7 +11,17 @@ import optax
 import pytest
 
 import infer_align as ia
-from infer_align.jax import assess, fit, lab, memoryless, mixture, source, tabular, target
+from infer_align.jax import (
+    assess,
+    fit,
+    lab,
+    memoryless,
+    mixture,
+    policy_gradient,
+    source,
+    tabular,
+    target,
+)
 from infer_align.jax import programs as P
 from infer_align.jax.programs import objectives as O
 
@@ -160,3 +170,47 @@ def test_a_loss_that_is_infinite_ends_a_fit():
     )
     with pytest.raises(ValueError, match="the loss at step 0 is not finite"):
         next(P.fit(KEY, rejected, 0.0))
+
+
+PARAMS = {
+    "integers": (jnp.zeros(2, int), "params is .*int"),
+    "a leaf of integers": ({"a": TWO, "b": [0, 1]}, r"params\['b'\]\[0\] is int"),
+    "booleans": (jnp.zeros(2, bool), "bool"),
+    "complex": (jnp.zeros(2, complex), "complex"),
+    "text": ("x", "params is str"),
+    "an object": (object(), "params is object"),
+    "nothing": ({}, "nothing to fit"),
+    "None": (None, "nothing to fit"),
+}
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_parameters_that_no_gradient_moves(name):
+    """Of integers it was JAX's own sentence, of nothing a run that fitted nothing."""
+    wrong, said = PARAMS[name]
+    with pytest.raises((TypeError, ValueError), match=said):
+        fitted(params=wrong)
+    with pytest.raises((TypeError, ValueError), match=said):
+        policy_gradient(tabular, wrong, jnp.array([0, 1]), TWO)
+    if wrong is not None:  # where the numpyro.param sites are meant
+        with pytest.raises((TypeError, ValueError), match=said):
+            P.fit(KEY, LOSS, wrong)
+
+
+FEATURES = {
+    "a number": (3, "mapping from names"),
+    "a function": (lambda y: y, "mapping from names"),
+    "a list": ([lambda y: y], "mapping from names"),
+    "no function": ({"a": 3}, r"'a' must be one of functions .*got 3 \(int\)"),
+    "no name": ({1: lambda y: y}, "one name is 1"),
+    "of None": ({"a": lambda y: None}, "'a' must be an array"),
+    "of text": ({"a": lambda y: "x"}, "'a' must be an array"),
+    "of one number": ({"a": lambda y: jnp.zeros(())}, r"shape \(\)"),
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_of_assess(name):
+    wrong, said = FEATURES[name]
+    with pytest.raises((TypeError, ValueError), match=said):
+        assess(KEY, tabular(TWO), program, n=8, features=wrong)

@@ -12,7 +12,7 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.constraints import real
 
 from infer_align._arguments import count, instance
-from infer_align.jax._checks import check_key, optimizer_or_adam
+from infer_align.jax._checks import check_key, check_params, optimizer_or_adam
 from infer_align.jax.programs._expectation import Expectation
 from infer_align.jax.programs._frame import Frame, Plan
 from infer_align.jax.programs._noise import Recorder
@@ -138,6 +138,7 @@ class _Run(NamedTuple):
 
 
 def _explicit(loss: Expectation, params: Any) -> _Run:
+    check_params(params)
     return _Run(jax.tree.map(jnp.asarray, params), loss, lambda free: free)
 
 
