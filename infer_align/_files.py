@@ -127,8 +127,8 @@ def sealed(folder: Path) -> dict[str, str]:
     return names
 
 
-def faults(folder: Path) -> list[str]:
-    """What is not as it was sealed, in words; empty where the folder is whole."""
+def faults(folder: Path, *, under: str = "") -> list[str]:
+    """What is not as it was sealed, in words; empty where the folder (or one in it) is whole."""
     try:
         names = sealed(folder)
     except ValueError as error:
@@ -136,11 +136,20 @@ def faults(folder: Path) -> list[str]:
     out = []
     for name, value in names.items():
         path = folder / name
+        if not name.startswith(under):
+            continue
         if not path.is_file():
             out.append(f"{path} is missing")
         elif digest(path) != value:
             out.append(f"{path} is not as it was written (its SHA-256 is not {MANIFEST}'s)")
     return out
+
+
+def unseal(folder: Path) -> None:
+    """Take the manifest away, before its files are written anew; one of somebody else stays."""
+    with suppress(ValueError):
+        sealed(folder)
+        (folder / MANIFEST).unlink()
 
 
 def remove(folder: Path) -> None:

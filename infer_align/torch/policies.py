@@ -24,6 +24,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from infer_align import _files
 from infer_align._arguments import count, positive
 from infer_align.torch import prompts as prompts_
 from infer_align.torch import scoring, storage
@@ -139,6 +140,8 @@ class CausalLM:
         ------
         FileNotFoundError
             If there is no such folder, file or model.
+        ValueError
+            If a file of it is damaged.
         """
         path = Path(os.path.expanduser(path_or_id))
         if gguf_file is not None:
@@ -148,6 +151,8 @@ class CausalLM:
                 raise FileNotFoundError(f"no GGUF file {path}: give the path of an existing file")
             model, tokenizer = load_gguf(path, dtype=dtype)
         else:
+            if (path / storage.SETTINGS).is_file():
+                storage.check_whole(path.absolute())
             model, tokenizer = storage.load_folder(path_or_id, dtype)
         return cls(
             model.to(torch.device(device)),  # type: ignore[arg-type]
@@ -344,6 +349,7 @@ class CausalLM:
         shared, adapter = self._network.shared, self._network.adapter
         storage.check_kind(folder, adapter=adapter is not None)
         folder.mkdir(parents=True, exist_ok=True)
+        _files.unseal(folder)
         if adapter is not None:
             storage.save_adapter(shared, adapter, folder)
         else:
@@ -351,9 +357,11 @@ class CausalLM:
             module.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
-        settings = {"max_new_tokens": self.max_new_tokens} | self._law()
-        if adapter is None:
-            del settings[storage.FINGERPRINT]
+        base = self if adapter is not None else self._prior
+        law = self._law() if base is None else base._law()
+        if base is None:  # of what it was fitted from, which nobody knows
+            del law[storage.FINGERPRINT]
+        settings = {"max_new_tokens": self.max_new_tokens} | law
         text = json.dumps(settings, indent=1) + "\n"
         (folder / storage.SETTINGS).write_text(text, encoding="utf-8")
 
@@ -452,15 +460,21 @@ class CausalLM:
         FileNotFoundError
             If the folder is not one that `save` wrote.
         ValueError
-            If an adapter is loaded without its prior, or with a prior of other weights, EOS ids or
-            start token than the one that it was fitted from.
+            If an adapter is loaded without its prior, or a policy with a prior of other weights,
+            EOS ids or start token than the one that it was fitted from; if a file is not as the
+            folder's ``manifest.json`` says, where it has one.
         """
         folder = Path(os.path.expanduser(path)).absolute()
+        storage.check_whole(folder)
         settings = storage.read_settings(folder)
+        if prior is not None:
+            storage.check_prior(folder, settings, prior._law())
         if max_new_tokens is not None:
             settings["max_new_tokens"] = max_new_tokens
         if not (folder / storage.ADAPTER_CONFIG).is_file():
-            lm = cls.from_pretrained(folder, dtype=dtype, device=device, **settings)
+            settings.pop(storage.FINGERPRINT, None)  # of the prior
+            model, tokenizer = storage.load_folder(folder, dtype)
+            lm = cls(model.to(torch.device(device)), tokenizer, **settings)  # type: ignore[arg-type]
             if prior is not None:
                 lm._prior = prior
                 lm._network.shared.module.requires_grad_(requires_grad=True)
@@ -470,7 +484,6 @@ class CausalLM:
             raise ValueError(
                 f"{folder} holds an adapter: pass prior=, the model that it was fitted from"
             )
-        storage.check_prior(folder, settings, prior._law())
         _check_length(settings["max_new_tokens"], prior._network.context_length)
         policy = copy.copy(prior)
         policy._prior = prior

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from infer_align import _files
 from infer_align.torch._definition import SAMPLED, fingerprint
 from infer_align.torch.networks import SharedModel
 
@@ -175,8 +176,29 @@ def base_fingerprint(module: PreTrainedModel) -> str:
     return fingerprint(x[:: max(1, len(x) // SAMPLED)].to(torch.bfloat16) for x in some)
 
 
+def check_whole(folder: Path) -> None:
+    """Refuse a sealed policy of which a file is damaged; one without a manifest is taken as it is.
+
+    Raises
+    ------
+    ValueError
+        Which file.
+    """
+    damage: list[str] = []
+    if (folder / _files.MANIFEST).is_file():
+        damage = _files.faults(folder)
+    elif all((folder.parent / file).is_file() for file in (_files.MANIFEST, "state.json")):
+        # Of a checkpoint, which is sealed as a whole.
+        damage = _files.faults(folder.parent, under=f"{folder.name}/")
+    if damage:
+        raise ValueError(
+            f"the policy in {folder} is damaged: {'; '.join(damage)}. Restore it from a copy, or "
+            f"save it again; if you changed it on purpose, remove its {_files.MANIFEST}"
+        )
+
+
 def check_prior(folder: Path, settings: dict[str, Any], prior: dict[str, Any]) -> None:
-    """Refuse to put an adapter on another model than the one that it was fitted on.
+    """Refuse a policy with another prior than the one that it was fitted from.
 
     Raises
     ------
@@ -186,7 +208,7 @@ def check_prior(folder: Path, settings: dict[str, Any], prior: dict[str, Any]) -
         saved = settings.get(name, here)  # older folders have no fingerprint
         if saved != here:
             raise ValueError(
-                f"the adapter in {folder} was fitted on another prior: {name} was {saved} and is "
+                f"the policy in {folder} was fitted from another prior: {name} was {saved} and is "
                 f"{here}; give the model that it was fitted from, loaded as it was then"
             )
 

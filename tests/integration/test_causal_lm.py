@@ -371,15 +371,19 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.parametrize("lora", [2, None])
 @pytest.mark.parametrize("case", OTHERS)
-def test_another_prior_of_the_same_shape_is_refused(case: str, tmp_path: Path) -> None:
+def test_another_prior_of_the_same_shape_is_refused(
+    case: str, lora: int | None, tmp_path: Path
+) -> None:
+    """Of a full policy no prior was."""
     of_model, of_lm, message = OTHERS[case]
-    policy = tiny_lm("qwen2", dtype=torch.float32).trainable(lora=2)
+    policy = tiny_lm("qwen2", dtype=torch.float32).trainable(lora=lora)
     step(policy)
     policy.save(tmp_path)
     model = tiny_model("qwen2", dtype=torch.float32, **of_model)
     prior = CausalLM(model, None, **{"max_new_tokens": LENGTH} | of_lm)
-    with pytest.raises(ValueError, match=f"was fitted on another prior: {message}"):
+    with pytest.raises(ValueError, match=f"was fitted from another prior: {message}"):
         CausalLM.load(tmp_path, prior=prior)
     prior = tiny_lm("qwen2", dtype=torch.float32)
     nearly = prior.module.model.layers[1].mlp.up_proj.weight
@@ -387,15 +391,19 @@ def test_another_prior_of_the_same_shape_is_refused(case: str, tmp_path: Path) -
         nearly += 0.01
     with pytest.raises(ValueError, match="base_fingerprint"):
         CausalLM.load(tmp_path, prior=prior)
+    if lora is None:  # what was saved without a prior can be fitted from any
+        CausalLM.load(tmp_path).save(tmp_path / "alone")
+        assert CausalLM.load(tmp_path / "alone", prior=tiny_lm("qwen2")).is_trainable
 
 
+@pytest.mark.parametrize("lora", [2, None])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_prior_may_have_another_type_and_other_adapters(
-    dtype: torch.dtype, tmp_path: Path
+    dtype: torch.dtype, lora: int | None, tmp_path: Path
 ) -> None:
     lm = tiny_lm("gpt2", dtype=torch.float32)
     lm.trainable(lora=3)
-    policy = lm.trainable(lora=2)
+    policy = lm.trainable(lora=lora)
     policy.save(tmp_path)
     prior = CausalLM(tiny_model("gpt2", dtype=torch.float32).to(dtype), None, max_new_tokens=LENGTH)
     assert CausalLM.load(tmp_path, prior=prior).prior is prior

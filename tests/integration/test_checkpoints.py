@@ -62,6 +62,60 @@ def test_a_flipped_bit_in_any_file_is_named(
         path.write_bytes(data)
 
 
+@pytest.mark.parametrize("lora", [2, None])
+def test_a_damaged_file_of_a_policy_is_named_in_python(lora: int | None, tmp_path: Path) -> None:
+    """Only the command line looked: a flipped bit was another policy."""
+    lm = tiny_lm("gpt2", dtype=torch.float32)
+    folder = tmp_path / "policy"
+    lm.trainable(lora=lora).save(folder)
+    weights = folder / ("model.safetensors" if lora is None else "adapter_model.safetensors")
+    flip(weights, -5)
+    assert CausalLM.load(folder, prior=lm).is_trainable  # nobody can tell
+    flip(weights, -5)
+    _files.seal(folder)
+    assert CausalLM.load(folder, prior=lm).is_trainable
+    loads = [lambda: CausalLM.load(folder, prior=lm)]
+    if lora is None:
+        loads += [
+            lambda: CausalLM.load(folder),
+            lambda: CausalLM.from_pretrained(folder, max_new_tokens=2),
+        ]
+    for path in sorted(folder.iterdir()):
+        whole = path.read_bytes()
+        for load in loads:
+            flip(path, -5)
+            with pytest.raises(ValueError, match=rf"policy is damaged: .*{path.name}"):
+                load()
+            path.write_bytes(whole)
+    lm.trainable(lora=lora).save(folder)  # its manifest is of the files before
+    assert not (folder / "manifest.json").exists()
+    assert CausalLM.load(folder, prior=lm).is_trainable
+
+
+def test_a_damaged_policy_of_a_checkpoint_is_named_in_python(
+    fitted: tuple[CausalLM, list[FitState]], tmp_path: Path
+) -> None:
+    policy, states = fitted
+    save_checkpoint(tmp_path / "run", policy, states[0])
+    folder = tmp_path / "run" / "policy"
+    flip(tmp_path / "run" / "state.safetensors", -5)  # not the policy's
+    assert CausalLM.load(folder, prior=policy.prior).is_trainable
+    flip(folder / "adapter_model.safetensors", -5)
+    with pytest.raises(ValueError, match=r"policy is damaged: .*adapter_model\.safetensors"):
+        CausalLM.load(folder, prior=policy.prior)
+    (tmp_path / "run" / "manifest.json").unlink()
+    assert CausalLM.load(folder, prior=policy.prior).is_trainable
+
+
+def test_a_manifest_of_somebody_else_stays(tmp_path: Path) -> None:
+    lm = tiny_lm("gpt2", dtype=torch.float32)
+    (tmp_path / "manifest.json").write_text('{"name": "app"}')
+    lm.save(tmp_path)
+    assert (tmp_path / "manifest.json").read_text() == '{"name": "app"}'
+    with pytest.raises(ValueError, match=r"does not list the sha256 .*remove its manifest\.json"):
+        CausalLM.load(tmp_path)
+
+
 def test_the_one_before_a_damaged_one_is_kept_and_offered(
     fitted: tuple[CausalLM, list[FitState]], tmp_path: Path
 ) -> None:
