@@ -6,9 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from infer_align._arguments import instance
-from infer_align.diagnostics._draws import draws
+from infer_align._numerics import Array
+from infer_align.diagnostics._draws import draws, per_context
 from infer_align.diagnostics._estimates import Moments, moments, pooled_interval
 from infer_align.diagnostics._summary import Estimate, check_level, seen, summarise
+from infer_align.diagnostics._unseen import lengthen, of_draws
 from infer_align.divergences import FDivergence, forward_kl, reverse_kl
 from infer_align.estimators import LogWeights
 
@@ -19,6 +21,7 @@ def compare(
     *,
     divergences: Sequence[FDivergence] = (reverse_kl, forward_kl),
     level: float = 0.95,
+    log_bounds: tuple[float | Array | None, float | Array | None] = (None, None),
 ) -> dict[str, Estimate]:
     r"""Change of each divergence to the same target, after − before, with its interval.
 
@@ -37,6 +40,10 @@ def compare(
         What to compare.
     level : float
         Coverage of the intervals.
+    log_bounds : pair of float or array of shape (*contexts), optional
+        The ``log_bound`` of `assess`, of the draws before and of those after, which are of two
+        laws: log M where P/q ≤ M is known of every outcome. Each side's intervals reach what it
+        may have missed, and those of the difference what both may have.
 
     Returns
     -------
@@ -72,8 +79,18 @@ def compare(
             f"contexts of shape {tuple(before.policy.shape[1:])} before and "
             f"{tuple(after.policy.shape[1:])} after cannot be paired; draw for the same contexts"
         )
+    if not isinstance(log_bounds, tuple | list) or len(log_bounds) != 2:
+        raise TypeError(
+            f"log_bounds is a pair, of the draws before and of those after, got {log_bounds!r}; "
+            "write None where none is known"
+        )
+    shape = tuple(before.policy.shape[1:])
+    bounds = [None if x is None else per_context(x, shape) for x in log_bounds]
     sides = [draws(weights) for weights in (before, after)]
-    summaries = [summarise(side, divergences, level) for side in sides]
+    summaries = [
+        summarise(side, divergences, level, log_bound=bound)
+        for side, bound in zip(sides, bounds, strict=True)
+    ]
     old, new = (
         {name: seen(m, summary.grounds, level) for name, m in moments(side, divergences).items()}
         for side, summary in zip(sides, summaries, strict=True)
@@ -82,10 +99,23 @@ def compare(
     names = ["log_z", *(divergence.name for divergence in divergences)]
     out = {name: _difference(old[name], new[name], level) for name in names}
     same_z = abs(out["log_z"].value) <= 4 * out["log_z"].se + 1e-9  # False for NaN
-    return {
+    out = {
         name: change._replace(reliable=reliable[name] and same_z and math.isfinite(change.value))
         for name, change in out.items()
     }
+    for side, bound, estimates, sign in zip(sides, bounds, (old, new), (-1, 1), strict=True):
+        if bound is not None:
+            pooled = of_draws(side, estimates, divergences, bound, level).pooled
+            out = {name: _reaching(change, pooled[name][::sign]) for name, change in out.items()}
+    return out
+
+
+def _reaching(change: Estimate, missed: tuple[float, float]) -> Estimate:
+    """A change that reaches as far below and above as what a side may have missed moves it."""
+    down, up = (np.atleast_1d(x) for x in missed)
+    column = lengthen(np.array(change, float)[:, None], change.value - down, change.value + up)
+    value, se, low, high, reliable = (float(x) for x in column[:, 0])
+    return Estimate(value, se, low, high, bool(reliable))
 
 
 def _difference(old: Moments, new: Moments, level: float) -> Estimate:

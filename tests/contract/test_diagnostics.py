@@ -381,6 +381,36 @@ def test_compare_sees_an_improvement_and_its_opposite():
     assert abs(change["log_z"].value) < 4 * change["log_z"].se
 
 
+def test_compare_reaches_what_either_side_may_have_missed():
+    """log Ẑ grows to log(Ẑ + 3M/n): the change falls by that of before, and rises by after's."""
+    far, near = nearer(800, 0.0, seed=1, contexts=()), nearer(900, 0.8, seed=2, contexts=())
+    plain, log_m = diagnostics.compare(far, near)["log_z"], math.log(40.0)
+    grown = [
+        math.log1p(3 * 40.0 / len(w.policy) / np.exp(w.target - w.policy).mean())
+        for w in (far, near)
+    ]
+    for bounds, low, high in (
+        ((log_m, None), plain.value - grown[0], plain.high),
+        ((None, log_m), plain.low, plain.value + grown[1]),
+        ((log_m, log_m), plain.value - grown[0], plain.value + grown[1]),
+    ):
+        wide = diagnostics.compare(far, near, log_bounds=bounds)["log_z"]
+        assert (wide.low, wide.high) == pytest.approx((low, high), rel=1e-12)
+        assert low <= plain.low
+        assert high >= plain.high
+        back = diagnostics.compare(near, far, log_bounds=bounds[::-1])["log_z"]
+        assert (back.low, back.high) == pytest.approx((-high, -low), rel=1e-9)
+    tight = diagnostics.compare(far, near, log_bounds=(math.log(6.1), None))
+    assert tight["forward_kl"].reliable
+    loose = diagnostics.compare(far, near, log_bounds=(math.log(1e4), None))
+    assert not any(change.reliable for change in loose.values())
+    for wrong in (3.0, (1.0,), None):
+        with pytest.raises(TypeError, match="log_bounds is a pair"):
+            getattr(diagnostics.compare, "__wrapped__", diagnostics.compare)(
+                far, near, log_bounds=wrong
+            )
+
+
 def test_compare_claims_nothing_where_it_cannot():
     far, near = nearer(800, 0.0, seed=1), nearer(900, 0.8, seed=2)
     few = diagnostics.compare(far, nearer(50, 0.8, seed=3))
