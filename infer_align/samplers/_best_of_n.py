@@ -82,11 +82,15 @@ def best_of_n(
     n, m = sized("n", n, source), sized("m", m, source)
     at_once = max(1, CHUNK // n)
     sizes = [min(at_once, m - start) for start in range(0, m, at_once)]
-    parts = [_best(source, reward, n, size, tolerance) for size in sizes]
-    outcomes = each(lambda *x: np.concatenate(x), *(host for host, _, _ in parts))
-    log_target = np.concatenate([log_p for _, log_p, _ in parts])
+    parts: list[tuple[Outcomes, np.ndarray]] = []
+    original = None  # of one part: whose library and device the outcomes are of
+    for size in sizes:
+        *best, original = _best(source, reward, n, size, tolerance)
+        parts.append((best[0], best[1]))
+    outcomes = each(lambda *x: np.concatenate(x), *(host for host, _ in parts))
+    log_target = np.concatenate([log_p for _, log_p in parts])
     shape = (m, *source.shape)
-    given = like(with_contexts(outcomes, source.shape), parts[0][2])
+    given = like(with_contexts(outcomes, source.shape), original)
     return WeightedSample(
         outcomes=given,
         log_weights=np.zeros(shape),

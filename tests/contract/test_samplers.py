@@ -3,6 +3,7 @@
 import functools
 import itertools
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -501,6 +502,24 @@ def test_best_of_n_with_ties():
                        for op in (np.less_equal, np.less))  # fmt: skip
         law = q * (upto**3 - below**3) / (upto - below)
         assert chi_square_p(drawn_counts(source, sample, (c,)), law) > 1e-5
+
+
+def test_best_of_n_lets_go_of_what_it_drew():
+    """Of each part the best are kept; all proposals of all parts were, to the end."""
+    source, drawn, most = bandit(), [], []
+    plain = source.draw
+
+    def watched(n):
+        most.append(sum(x() is not None for x in drawn))
+        batch = plain(n)
+        drawn.append(weakref.ref(batch.outcomes))
+        return batch
+
+    source.draw = watched
+    sample = best_of_n(source, lambda y: y, 2048, 12)
+    assert len(drawn) == 6
+    assert max(most) <= 1
+    assert sample.outcomes.shape == (12,)
 
 
 def test_best_of_n_refuses_rewards_that_are_none():
