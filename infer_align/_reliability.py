@@ -145,6 +145,8 @@ class Worth(NamedTuple):
     """Standard deviation of log ESS."""
     accepted: np.ndarray
     """Units of positive weight."""
+    understated: np.ndarray
+    """How many times less of that spread the units show than their tail says, 1 or more."""
 
     def bears(self, ess_min: float = ESS_LIMIT, total_variation: Any = 0.0) -> np.ndarray:
         """Where the weights bear an interval, and leave the outcomes' law close enough."""
@@ -186,7 +188,10 @@ class Worth(NamedTuple):
         limit moves the end that is too near by z − m, from 0 to z/2: by the ESS times the
         correlation with log ESS, by k̂ at the end of the skew. Of weights 20 with probability 0.1,
         else 1, at their limit, 79% to 87% of the claims hold without it, 94% to 96% with it
-        (tests/statistical/test_diagnostics_claims.py).
+        (tests/statistical/test_diagnostics_coverage.py). Draws that miss the largest weights show
+        less of their spread than there is, and less of the estimate's error with it: by as many
+        times the first is longer. Of lognormal weights whose ESS is expected at 225, 7% of the
+        records make a claim, and of these KL(p‖π) is covered in 62% without it, 93% with it.
 
         Parameters
         ----------
@@ -202,6 +207,7 @@ class Worth(NamedTuple):
         margins = self.margins(ess_min)
         claimed = (margins[0] >= 0) & (margins[1] >= 0)
         near, heavy = (np.where(claimed, np.clip(z - m, 0.0, z / 2), 0.0) for m in margins)
+        near = near * self.understated
         up, down = np.ones(near.shape), np.ones(near.shape)
         if influence.shape == self.influence.shape:
             size = np.sqrt((influence**2).sum(axis=0) * (self.influence**2).sum(axis=0))
@@ -241,8 +247,10 @@ def worth(log_weights: np.ndarray, *, khat: bool = True) -> Worth:
     own = (influence**2).sum(axis=0) / n**2
     r = accepted / np.maximum(ess, 1e-300)
     lognormal = (r**4 - 4 * r**2 + 4 * r - accepted / n) / np.maximum(accepted, 1)
-    spread = np.sqrt(np.where(tail > 0, np.maximum(own, lognormal), own))
-    return Worth(ess, _least(ess, spread), tail, influence, spread, accepted)
+    whole = np.where(tail > 0, np.maximum(own, lognormal), own)
+    spread, understated = np.sqrt(whole), np.sqrt(whole / np.where(own > 0, own, 1.0))
+    understated = np.where(own > 0, understated, 1.0)
+    return Worth(ess, _least(ess, spread), tail, influence, spread, accepted, understated)
 
 
 def _least(ess: np.ndarray, spread: np.ndarray) -> np.ndarray:

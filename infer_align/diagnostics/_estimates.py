@@ -233,8 +233,9 @@ def interval(
 def pooled_interval(m: Moments, level: float) -> tuple[float, float, Array, Array]:
     """Mean over contexts, which are fixed, its standard error, and both ends.
 
-    The errors of contexts are independent, but for those that have one sign in all of them: their
-    biases, by which the far end moves out, and what claims add for being claims.
+    The errors of contexts are independent, but for their biases, which have one sign in all of
+    them and by which the far end moves out. What each adds for being a claim adds up as errors do:
+    the more contexts pass together, the further is each within its limits.
     """
     se, contexts = m.se, len(m.se)
     mean, error = float(m.value.mean()), math.sqrt((se**2).sum()) / contexts
@@ -242,7 +243,8 @@ def pooled_interval(m: Moments, level: float) -> tuple[float, float, Array, Arra
     bias, unit = float(np.mean(m.bias)), error or 1.0
     off = (max(bias, 0.0), max(-bias, 0.0)) if contexts > 1 else (0.0, 0.0)
     longer = tuple(
-        (float(np.mean(end * se)) + b) / unit for end, b in zip(m.longer, off, strict=True)
+        (math.sqrt(float(np.sum((end * se) ** 2))) / contexts + b) / unit
+        for end, b in zip(m.longer, off, strict=True)
     )
     ends = interval(
         mean, error, third, level, fourth=fourth, longer=(longer[0], longer[1]),

@@ -174,9 +174,9 @@ def selection(
     square = (units**2).sum(axis=0)
     sides = [kind.selects(x, (x**3).sum(axis=0), Z, ess_min) for x in np.moveaxis(units, -1, 0)]
     longer = np.stack([np.maximum(*ends) for ends in sides], axis=-1)  # (C, K), in their own errors
-    own = np.sqrt(square)
     total = np.sqrt(square.sum(axis=0))
-    return 1 + (longer * own).sum(axis=0) / np.where(total > 0, total, 1.0) / Z
+    whole = np.sqrt((longer**2 * square).sum(axis=0))  # as the pooled intervals of diagnostics
+    return 1 + whole / np.where(total > 0, total, 1.0) / Z
 
 
 def bias_notes(influence: np.ndarray, mass: np.ndarray, variance: np.ndarray) -> list[str]:

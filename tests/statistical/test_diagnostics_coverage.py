@@ -281,9 +281,6 @@ FRESH = {
     "Pareto 0.35": lambda: pareto(1500, 0.35),
     "Pareto 0.45": lambda: pareto(4000, 0.45),
 }
-# Of lognormal weights a record that passes near the limit has missed large ones, and shows less of
-# its error than there is: KL(p‖π) holds in 63% of the claims of the first, which 7% make.
-NAMED = ("lognormal, ESS 225", "lognormal, ESS 250")
 RARELY = 0.06
 """Share of the replications up to which a law counts as not claimed."""
 
@@ -302,9 +299,7 @@ def test_claims_cover_in_4000_replications(name):
         found[estimate] = (claim.mean(), hit[claim].mean() if claim.any() else math.nan)
     print(name, round(law.ess), round(khat, 2), found)  # -rP shows it
     for estimate, (claimed, covered) in found.items():
-        if name in NAMED:
-            assert claimed < 0.25
-        elif claimed > RARELY and law.truths[estimate] < math.inf:
+        if claimed > RARELY and law.truths[estimate] < math.inf:
             assert 0.92 <= covered <= 0.98, (estimate, found)
 
 
@@ -342,33 +337,57 @@ def test_a_hidden_mode_is_claimed_unless_its_bound_is_known(n, replications):
 
 @pytest.mark.slow
 def test_a_small_known_bound_is_claimed_and_covers():
-    """Weights up to 12: what 1000 draws may miss is less than the interval."""
-    claims, held = hidden(1000, 2000, math.log(12.2), mass=1e-3, weight=12.0)
+    """Weights up to 12: what 4000 draws may miss is less than the interval."""
+    claims, held = hidden(4000, 2000, math.log(12.2), mass=1e-3, weight=12.0)
     assert min(claims) > 0.95
     assert 0.92 <= held.mean() <= 0.98
 
 
-@pytest.mark.slow
-def test_claims_of_contexts_with_unequal_z_cover():
-    """Pooled over 20 contexts of log Z from -3 to 3, on other spreads: 2000 replications."""
-    rng = np.random.default_rng(5)
-    log_z, sigma = np.linspace(-3, 3, 20), np.linspace(0.2, 1.0, 20)
-    truth = {"log_z": 0.0, "reverse_kl": (sigma**2 / 2).mean(), "forward_kl": (sigma**2 / 2).mean()}
+def pooled_claims(log_weights, truth, replications):
+    """Share of claims of pooled estimates, and of those that hold; weights (n, contexts) each."""
     hits = {name: [] for name in truth}
-    for _ in range(2000):
-        log_w = sigma * rng.normal(size=(1200, 20)) - sigma**2 / 2 + log_z
+    for _ in range(replications):
+        log_w = log_weights()
         weights = LogWeights(np.zeros_like(log_w), log_w)
         pooled = summarise(draws(weights), (reverse_kl, forward_kl), 0.95).pooled
-        for name, e in pooled.items():
-            if name in hits and e.reliable:
-                hits[name].append(e.low <= truth[name] <= e.high)
-    print({name: (len(x) / 2000, np.mean(x)) for name, x in hits.items()})
-    assert all(len(x) > 1000 and 0.92 <= np.mean(x) <= 0.98 for x in hits.values())
+        for name in truth:
+            if pooled[name].reliable:
+                hits[name].append(pooled[name].low <= truth[name] <= pooled[name].high)
+    return {name: (len(x) / replications, np.mean(x)) for name, x in hits.items()}
+
+
+@pytest.mark.slow
+def test_claims_of_contexts_with_unequal_z_cover():
+    """Pooled over 20 contexts of log Z from -3 to 3, on other spreads."""
+    rng = np.random.default_rng(5)
+    log_z, sigma = np.linspace(-3, 3, 20), np.linspace(0.2, 1.0, 20)
+    kl = (sigma**2 / 2).mean()
+    draw = lambda: sigma * rng.normal(size=(1200, 20)) - sigma**2 / 2 + log_z
+    got = pooled_claims(draw, {"log_z": 0.0, "reverse_kl": kl, "forward_kl": kl}, 2000)
+    print(got)  # -rP shows it
+    assert all(claimed > 0.5 and 0.92 <= held <= 0.98 for claimed, held in got.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("contexts", "n", "ess"), [(3, 1000, 300), (10, 400, 250)])
+def test_claims_of_contexts_near_the_limit_cover(contexts, n, ess):
+    """All pass together in a fifth to two fifths of the replications; without room for it, KL(p‖π)
+    would be covered in 79% and 92% of these. The room is an upper bound."""
+    rng = np.random.default_rng(8)
+    sigma = math.sqrt(math.log(n / ess))
+    kl = sigma**2 / 2
+    draw = lambda: sigma * rng.normal(size=(n, contexts)) - kl
+    got = pooled_claims(draw, {"log_z": 0.0, "reverse_kl": kl, "forward_kl": kl}, 2000)
+    print(contexts, n, ess, got)  # -rP shows it
+    assert all(claimed > 0.1 and held >= 0.92 for claimed, held in got.values())
 
 
 @pytest.mark.slow
 def test_claims_of_clusters_cover():
-    """300 clusters of 2 to 6 alike outcomes: means and log Z of 2000 replications."""
+    """300 clusters of 2 to 6 alike outcomes: means, and log Z with an upper bound of its error.
+
+    A cluster's size is taken for random, as the offspring of a particle are.
+    """
     rng = np.random.default_rng(6)
     hits = {"log_z": [], "target_h": []}
     for _ in range(20):
@@ -390,7 +409,8 @@ def test_claims_of_clusters_cover():
         name: (np.concatenate(x).size / 2000, np.concatenate(x).mean()) for name, x in hits.items()
     }
     print(covered)
-    assert all(claimed > 0.5 and 0.92 <= held <= 0.98 for claimed, held in covered.values())
+    assert all(claimed > 0.5 and held >= 0.92 for claimed, held in covered.values())
+    assert covered["target_h"][1] <= 0.98
 
 
 class Coin:
@@ -406,22 +426,21 @@ class Coin:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [20_000, 25_000, 32_000, 45_000])
+@pytest.mark.parametrize("n", [20_000, 25_000, 28_000, 32_000, 45_000])
 def test_claims_of_moments_of_a_rare_feature_cover(n):
-    """0.002 moved to 0.5: the true mean of the solved law within 1.96 standard errors."""
-    rng = np.random.default_rng(7)
+    """0.002 moved to 0.5, by every number of rare draws with its binomial probability."""
     target = moment_match(Coin(0.002), {"rare": (lambda y: y == 1, 0.5)})
-    claims, hits = [], []
-    for _ in range(1000):
-        count = rng.binomial(n, 0.002)
+    counts = stats.binom(n, 0.002)
+    claimed = held = 0.0
+    for count in range(*counts.ppf([1e-5, 1 - 1e-5]).astype(int)):
         y = (np.arange(n) < count).astype(int)
         fit = solve_moments(target, WeightedSample(y, np.zeros(n), np.zeros(n)))
         odds = 0.002 / 0.998 * math.exp(fit.multipliers["rare"])
-        claims.append(fit.reliable)
-        hits.append(abs(odds / (1 + odds) - 0.5) <= 1.96 * fit.standard_errors["rare"])
-    claimed, held = np.mean(claims), np.array(hits)[claims].mean() if any(claims) else math.nan
-    print(n, claimed, held)
-    assert claimed <= RARELY or 0.92 <= held <= 0.985
+        hit = abs(odds / (1 + odds) - 0.5) <= 1.96 * fit.standard_errors["rare"]
+        claimed += counts.pmf(count) * fit.reliable
+        held += counts.pmf(count) * (fit.reliable and hit)
+    print(n, claimed, held / claimed)  # -rP shows it
+    assert claimed <= RARELY or 0.92 <= held / claimed <= 0.98
 
 
 def pooled_shares(replications, *, seed=2):
@@ -446,7 +465,7 @@ def test_pooled_intervals_cover():
 @pytest.mark.slow
 def test_pooled_intervals_cover_in_2000_replications():
     covered = pooled_shares(2000)
-    assert all(0.92 <= share <= 0.98 for share in covered.values()), covered
+    assert all(0.92 <= share <= 0.99 for share in covered.values()), covered
 
 
 def peaks_source(replications, seed):

@@ -9,7 +9,7 @@ import pytest
 from infer_align import WeightedSample, condition, diagnostics, moment_match, solve_moments, tilt
 from infer_align._reliability import Worth, worth
 from infer_align.diagnostics._draws import draws
-from infer_align.diagnostics._estimates import interval, moments
+from infer_align.diagnostics._estimates import Moments, interval, moments, pooled_interval
 from infer_align.diagnostics._summary import summarise
 from infer_align.divergences import forward_kl, jensen_shannon, reverse_kl
 from infer_align.estimators import LogWeights
@@ -42,10 +42,25 @@ def test_the_bound_of_the_ess_by_hand():
     assert kind.accepted == 600
 
 
-def limit(*, least=230.0, spread=0.1, khat=-math.inf, influence=None):
+def test_lognormal_weights_say_how_much_of_the_spread_is_not_shown():
+    """Of m draws with r = m/ESS and a tail, log ESS has variance (r⁴ − 4r² + 4r − 1)/m at least."""
+    z = np.array([NormalDist().inv_cdf((i + 0.5) / 400) for i in range(400)])
+    kind = worth(z[:, None])
+    assert kind.khat > 0
+    w = np.exp(z)
+    r = 400 * (w**2).sum() / w.sum() ** 2
+    spread = math.sqrt((r**4 - 4 * r**2 + 4 * r - 1) / 400)
+    shown = math.sqrt(float((kind.influence**2).sum())) / 400
+    assert shown < spread
+    np.testing.assert_allclose(kind.spread, spread)
+    np.testing.assert_allclose(kind.understated, spread / shown)
+    assert worth(weights_of((20.0, 60), (1.0, 540))).understated == 1.0  # no tail
+
+
+def limit(*, least=230.0, spread=0.1, khat=-math.inf, influence=None, understated=1.0):
     column = np.array([[1.0], [-1.0], [0.0]]) if influence is None else influence
     one = lambda x: np.array([x])
-    return Worth(one(300.0), one(least), one(khat), column, one(spread), one(400))
+    return Worth(one(300.0), one(least), one(khat), column, one(spread), one(400), one(understated))
 
 
 def test_what_a_claim_adds_near_the_limit_of_the_ess():
@@ -67,6 +82,8 @@ def test_what_a_claim_adds_near_the_limit_of_the_ess():
     np.testing.assert_allclose(np.ravel(below), 0.0)  # nothing is claimed
     other = limit(least=115.0).selects(up, third, Z95, ess_min=100.0)
     np.testing.assert_allclose(np.ravel(other), [near, 0.0])
+    hidden = limit(understated=3.0).selects(half, third, Z95)
+    np.testing.assert_allclose(np.ravel(hidden), [3 * near / 2, 0.0])
 
 
 def test_what_a_claim_adds_near_the_limit_of_khat():
@@ -136,8 +153,6 @@ def test_pooled_intervals_have_room_for_the_contexts_common_bias():
     bias = ((b - 1) ** 2).sum(axis=0) / 2 / 1500**2
     np.testing.assert_allclose(m.bias, -bias)
     error = math.sqrt((m.se**2).sum()) / 50
-    from infer_align.diagnostics._estimates import pooled_interval
-
     mean, se, _, high = pooled_interval(m._replace(third=0 * m.third, fourth=0 * m.fourth), 0.95)
     assert se == pytest.approx(error)
     assert float(high) - mean == pytest.approx(Z95 * error + bias.mean())
@@ -322,3 +337,16 @@ def test_many_contexts_of_few_draws_are_not_reliable():
     assert any("95% confidence" in note for note in few.notes)
     assert any("bias" in note for note in few.notes)
     assert many.reliable
+
+
+def test_what_contexts_add_for_being_claims_adds_up_as_errors_do():
+    """se 3 and 4 with 1 and 0.5 standard errors more: √((3·1)² + (4·0.5)²)/2 at the mean."""
+    column = np.zeros((2, 2))
+    m = Moments(
+        np.zeros(2), column, np.array([3.0, 4.0]), np.zeros(2), np.zeros(2), (-math.inf, math.inf),
+        ("",), np.zeros(2, bool), 0.0, (np.array([1.0, 0.5]), np.zeros(2)),
+    )  # fmt: skip
+    mean, error, low, high = pooled_interval(m, 0.95)
+    assert (mean, error) == (0.0, 2.5)
+    assert float(low) == pytest.approx(-Z95 * 2.5 - math.sqrt(13) / 2)
+    assert float(high) == pytest.approx(Z95 * 2.5)
