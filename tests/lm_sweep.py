@@ -149,7 +149,8 @@ def classes() -> list[tuple[type[PreTrainedConfig], type[PreTrainedModel]]]:
     return [found[name] for name in sorted(found)]
 
 
-PROMPTS = [[1, 2], [3], [0, 1, 2, 3, 1]]
+PROMPTS = [[1, 2], [3], [0, 1, 2, 3, 1], [2, 1, 1, 0, 3, 2, 1, 3, 0, 0, 1, 2, 0, 1]]
+"""The last is longer than the others by more than any window or chunk of `FIELDS`."""
 LENGTH = 3
 
 
@@ -181,7 +182,7 @@ def definition(model: PreTrainedModel, prompt: list[int], *, alone: bool) -> tor
 def verdict(model: PreTrainedModel) -> tuple[str, float]:
     """How a model is run, or why it is refused, and the largest gap to its definition in nats.
 
-    Of the scorer on all outcomes of three prompts at once, and of the sampler's own numbers.
+    Of the scorer on all outcomes of the prompts at once, and of the sampler's own numbers.
     """
     lm = CausalLM(model, None, max_new_tokens=LENGTH, eos_token_ids=(EOS,))
     rows = outcomes()
@@ -200,6 +201,6 @@ def verdict(model: PreTrainedModel) -> tuple[str, float]:
     index = torch.tensor([[places[tuple(y)] for y in row] for row in drawn.tolist()])
     gaps = [(scored - right).abs().max(), (sampled - right.gather(0, index)).abs().max()]
     gaps.append((scored.exp().sum(0) - 1).abs().max())
-    handling = lm._network.handling(0, 7)
+    handling = lm._network.handling(0, max(map(len, PROMPTS)) + LENGTH - 1)
     ways = [name for name, value in vars(handling).items() if not value]
     return "right" + (f" (without: {', '.join(ways)})" if ways else ""), float(max(gaps))

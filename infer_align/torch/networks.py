@@ -236,8 +236,12 @@ class Network:
         cache: Any = None,
         *,
         use_cache: bool = False,
+        only: int | None = None,
     ) -> tuple[Tensor, Any]:
-        """Logits of the last ``keep`` columns in at least float32, and the key-value cache."""
+        """Logits of the last ``keep`` columns in at least float32, and the key-value cache.
+
+        ``only`` leaves all but the first of these columns out.
+        """
         self.counts["network_calls"] += 1
         given: dict[str, Any] = {}
         if self._takes_mask and mask is not None:
@@ -251,10 +255,13 @@ class Network:
         # An index tensor, not a number: the slice that a number makes is not contiguous, and
         # the head's product (and its weight gradient) then runs row by row, 3 times slower.
         width = input_ids.shape[1]
-        if self._keeps_logits and keep < width:
-            given["logits_to_keep"] = torch.arange(width - keep, width, device=input_ids.device)
+        wanted = torch.arange(width - keep, width, device=input_ids.device)[:only]
+        if self._keeps_logits and len(wanted) < width:
+            given["logits_to_keep"] = wanted
         out: Any = self.shared.module(input_ids=input_ids, **given)
-        logits = out.logits[:, -keep:]
+        logits = out.logits
+        if logits.shape[1] != len(wanted):
+            logits = logits[:, -keep:][:, :only]
         left = None if self._cache_name is None else out.get(self._cache_name)
         return logits.to(at_least_float32(logits.dtype)), left
 

@@ -163,10 +163,11 @@ def predictions(
     ids = torch.where(column < (sizes + used)[:, None], ids, 0)
 
     inputs, positions = ids[:, :-1], column[:, :-1]
-    mask = (positions < (sizes + used - 1)[:, None]).long()
     first = int(sizes.min()) - 1  # the earliest column that predicts a completion token
     ((_, handling),) = by_side(network, sizes.cpu(), tokens.shape[1])
     given = positions if handling.positions or network.needs_positions else None
+    # Rows of one length have nothing to mask.
+    mask = (positions < (sizes + used - 1)[:, None]).long() if handling.mixed else None
     logits, _ = network(inputs, mask, given, keep=width - 1 - first)
     network.counts["scored_rows"] += len(index)
     network.counts["grad_rows"] += len(index) if logits.requires_grad else 0

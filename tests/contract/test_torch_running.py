@@ -9,11 +9,14 @@ from transformers import (
     BartForCausalLM,
     BertLMHeadModel,
     BloomForCausalLM,
+    Gemma2ForCausalLM,
     Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MambaForCausalLM,
     Phi3ForCausalLM,
+    ProphetNetForCausalLM,
+    VaultGemmaForCausalLM,
 )
 
 from infer_align import diagnostics, tilt
@@ -30,7 +33,7 @@ from infer_align.torch import (
     sampling,
 )
 from infer_align.torch.token_streams import token_stream
-from tests.lm_sweep import LENGTH, definition, outcomes, spread, verdict
+from tests.lm_sweep import LENGTH, definition, outcomes, spread, tiny, verdict
 from tests.lm_zoo import EOS, PROMPTS, VOCAB, tiny_lm
 
 
@@ -237,6 +240,26 @@ def test_a_fault_beyond_a_window_is_seen_where_rows_get_there() -> None:
     assert lm._network.handling(0, 12).cached
     assert not lm._network.handling(0, 14).cached
     assert lm.sample_score_difference(prompts, n=8, generator=generator()) < 1e-10
+
+
+@pytest.mark.parametrize("kind", [Gemma2ForCausalLM, VaultGemmaForCausalLM])
+def test_rows_apart_by_more_than_a_window(kind) -> None:
+    """In a window of padding these attend to nothing: NaN, in all of the row."""
+    way, gap = verdict(tiny(kind.config_class, kind))
+    assert way == "right (without: positions, mixed, padded)"
+    assert gap < 1e-5
+    model, pads = tiny(kind.config_class, kind), torch.arange(20)[None]
+    mask = (pads < 4).long()
+    logits = model(input_ids=pads % VOCAB, attention_mask=mask, position_ids=pads).logits
+    assert logits[:, :4].isnan().any()  # why; if this fails, Transformers has changed
+
+
+def test_a_network_whose_past_depends_on_its_length_is_refused() -> None:
+    """ProphetNet; in float64 a mask that hides nothing gives NaN, which is not the reason."""
+    for dtype in (torch.float32, torch.float64):
+        model = tiny(ProphetNetForCausalLM.config_class, ProphetNetForCausalLM).to(dtype)
+        with pytest.raises(ValueError, match="ProphetNet.* gives a row other numbers token by"):
+            as_lm(model)(PROMPTS).sample((2,))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mistral_window"])
