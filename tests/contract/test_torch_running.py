@@ -258,7 +258,7 @@ def test_a_network_whose_past_depends_on_its_length_is_refused() -> None:
     """ProphetNet; in float64 a mask that hides nothing gives NaN, which is not the reason."""
     for dtype in (torch.float32, torch.float64):
         model = tiny(ProphetNetForCausalLM.config_class, ProphetNetForCausalLM).to(dtype)
-        with pytest.raises(ValueError, match="ProphetNet.* gives a row other numbers token by"):
+        with pytest.raises(ValueError, match=r"ProphetNet.* gives a row other numbers token by"):
             as_lm(model)(PROMPTS).sample((2,))
 
 
