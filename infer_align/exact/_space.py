@@ -8,6 +8,7 @@ import numpy as np
 from array_api_compat import is_array_api_obj
 from jaxtyping import Float
 
+from infer_align import _supports
 from infer_align._numerics import (
     Array,
     check_defined,
@@ -197,7 +198,8 @@ class Space:
         >>> Space(torch.arange(2)).log_prob(coin).exp().tolist()
         [0.25, 0.75]
         """
-        log_prob = distribution.log_prob(self._for_contexts(tuple(distribution.batch_shape)))
+        outcomes = self._for_contexts(tuple(distribution.batch_shape))
+        log_prob = _supports.log_prob(distribution, outcomes)
         self._check_sum(log_prob, tolerance, type(distribution).__name__)
         return log_prob
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from infer_align import _supports
 from infer_align._numerics import as_real
 from infer_align.estimators import LogWeights
 from infer_align.targets import Target, add_potential
@@ -40,7 +41,8 @@ def draw(
     """Draw n outcomes from the proposal (None: the policy) and score them; safe under ``jit``."""
     source = policy if proposal is None else proposal
     y = jax.lax.stop_gradient(source.sample(key, (n,)))
-    log_policy, log_prior = policy.log_prob(y), target.given(*contexts).log_prob(y)
+    log_prior = _supports.log_prob(target.given(*contexts), y)
+    log_policy = policy.log_prob(y) if proposal is None else _supports.log_prob(policy, y)
     log_proposal = None if proposal is None else proposal.log_prob(y)
     log_potential = target.log_potential(y, *contexts)
     batch = Batch(y, log_policy, log_proposal, log_prior, log_potential)
@@ -50,7 +52,7 @@ def draw(
 
 def of_data(policy: Any, outcomes: Any, n: int, name: str) -> Batch:
     """Samples of the target, scored by the policy: all else known of them is that P/q is 1."""
-    log_policy = policy.log_prob(outcomes)
+    log_policy = _supports.log_prob(policy, outcomes)
     nothing = jax.numpy.zeros_like(log_policy)
     batch = Batch(outcomes, log_policy, nothing, nothing, nothing)
     _check_shapes(batch, n, name)

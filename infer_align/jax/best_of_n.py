@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from infer_align import _ties
+from infer_align import _supports, _ties
 from infer_align.exact._cdf import cdf_of_support
 from infer_align.targets import add_potential, best_of_draws, check_draws, tolerance_of
 
@@ -129,7 +129,7 @@ class BestOfN(dist.Distribution):
         rows = (-1, *self.batch_shape)
         flat = jnp.reshape(value, rows + self.event_shape)
         potential = self._potential(flat, *self.contexts)
-        log_prior = jnp.reshape(self.base.log_prob(value), potential.shape)
+        log_prior = jnp.reshape(_supports.log_prob(self.base, value), potential.shape)
         return jnp.reshape(add_potential(log_prior, potential, "BestOfN"), leading)
 
     def _potential(self, y: jax.Array, *contexts: Any) -> jax.Array:

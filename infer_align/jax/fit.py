@@ -19,6 +19,7 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 
+from infer_align import _supports
 from infer_align._arguments import count, instance
 from infer_align.diagnostics import batch_metrics
 from infer_align.diagnostics._batch import never_moved
@@ -227,7 +228,7 @@ def policy_gradient(
 
     def surrogate(params: Any) -> jax.Array:
         distribution = policy(params, *contexts)
-        log_prob = _regular(distribution.log_prob(outcomes), distribution, outcomes)
+        log_prob = _regular(_supports.log_prob(distribution, outcomes), distribution, outcomes)
         c = jnp.asarray(coefficients, dtype=log_prob.dtype)
         # 0 · (−inf) is NaN: outcomes that the policy never draws have no gradient.
         return jnp.sum(c * jnp.where(jnp.isfinite(log_prob), log_prob, 0.0))

@@ -18,6 +18,8 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro import handlers
 
+from infer_align import _supports
+from infer_align.jax._threads import alone
 from infer_align.targets import Constrained, Target, collecting
 
 __all__ = ["ProgramPrior", "target"]
@@ -302,7 +304,7 @@ class ProgramPrior:
 
         What it declares with `infer_align.moment` is put into ``moments``, if wanted.
         """
-        with handlers.block(), collecting() as found:
+        with alone(), handlers.block(), collecting() as found:
             run = handlers.substitute(handlers.seed(self.program, key), data=values)
             sites = list(handlers.trace(run).get_trace(*contexts).values())
         if moments is not None:
@@ -408,7 +410,7 @@ def _log_terms(sites: list[dict[str, Any]]) -> tuple[jax.Array, jax.Array]:
     for site in sites:
         if site["type"] != "sample":
             continue
-        log_prob = site["fn"].log_prob(site["value"])
+        log_prob = _supports.log_prob(site["fn"], jnp.asarray(site["value"]))
         scale = 1.0 if site["scale"] is None else site["scale"]
         if site["is_observed"]:
             potential = potential + jnp.sum(scale * log_prob)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infer_align import _supports
 from infer_align._arguments import count
 from infer_align._numerics import as_real
 from infer_align.jax._checks import check_context_arguments, check_key, check_proposal
@@ -107,7 +108,7 @@ class JaxSource:
         self._draw = jax.jit(self._drawn, static_argnums=1)
         self._score = jax.jit(self._terms)
         self._score_se = jax.jit(self._spread)
-        self._score_proposal = jax.jit(lambda y: self._distribution().log_prob(y))
+        self._score_proposal = jax.jit(lambda y: _supports.log_prob(self._distribution(), y))
 
     def draw(self, n: int) -> Drawn:
         """n fresh outcomes per context.
@@ -213,7 +214,7 @@ class JaxSource:
 
     def _terms(self, y: Any, contexts: tuple[Any, ...]) -> tuple[Any, Any]:
         """Log prior and log potential, added on the host."""
-        log_prior = self.target.given(*contexts).log_prob(y)
+        log_prior = _supports.log_prob(self.target.given(*contexts), y)
         return log_prior, jnp.asarray(self.target.log_potential(y, *contexts))
 
     def _spread(self, y: Any, contexts: tuple[Any, ...]) -> Any:
@@ -287,7 +288,8 @@ class Mixture:
         array, shape (n, *contexts)
         """
         terms = [
-            a + d.log_prob(value) for a, d in zip(self.log_weights, self.components, strict=True)
+            a + _supports.log_prob(d, value)
+            for a, d in zip(self.log_weights, self.components, strict=True)
         ]
         return jax.nn.logsumexp(jnp.stack(terms), axis=0)
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from infer_align import _supports
 from infer_align._arguments import positive
 from infer_align._numerics import Array
 from infer_align.targets._capabilities import check_provides
@@ -103,7 +104,7 @@ def _as_potential(factor: Any) -> LogPotential:
         check_provides(factor, LOG_DENSITY, "product")
         return factor.log_density
     if isinstance(factor, HasLogProb):
-        return lambda y, *contexts: factor.log_prob(y)
+        return lambda y, *contexts: _supports.log_prob(factor, y)
     return factor
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from infer_align import _supports
 from infer_align._arguments import real
 from infer_align._numerics import Array, namespace
 from infer_align.targets._capabilities import check_provides
@@ -149,8 +150,8 @@ class _Parts(NamedTuple):
 
     def log_prior(self, y: Any, *contexts: Any) -> Array:
         if isinstance(self.prior, HasLogProb):
-            return self.prior.log_prob(y)
-        return self.prior(*contexts).log_prob(y)
+            return _supports.log_prob(self.prior, y)
+        return _supports.log_prob(self.prior(*contexts), y)
 
     def log_density(self, y: Any, *contexts: Any, log_prior: Array | None = None) -> Array:
         prior = self.log_prior(y, *contexts) if log_prior is None else log_prior

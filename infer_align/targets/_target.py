@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from array_api_compat import is_array_api_obj
 
+from infer_align import _supports
 from infer_align._numerics import Array, as_real, namespace, own
 
 LogPotential = Callable[..., Array]
@@ -106,7 +107,7 @@ class Target:
         ValueError
             If the potential's shape is not the prior's.
         """
-        log_prior = self.given(*contexts).log_prob(y)
+        log_prior = _supports.log_prob(self.given(*contexts), y)
         potential = self.log_potential(y, *contexts)
         return add_potential(log_prior, potential, self.name)
 

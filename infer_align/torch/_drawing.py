@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infer_align import _supports
 from infer_align._numerics import as_real, own
 from infer_align.torch._threads import alone
 from infer_align.torch.continuations import Continuations
@@ -39,7 +40,7 @@ def as_numbers(x: Any, what: str) -> Tensor:
 def log_prob_in_parts(distribution: Any, outcomes: Any, token_budget: int | None) -> Parts:
     """Log-probs with a graph, of flat row numbers: in parts where the distribution has them."""
     if not isinstance(distribution, Continuations):
-        log_prob = distribution.log_prob(own(outcomes)).reshape(-1)
+        log_prob = _supports.log_prob(distribution, own(outcomes)).reshape(-1)
         yield torch.arange(len(log_prob), device=log_prob.device), log_prob
         return
     for rows in distribution.micro_batches(outcomes, token_budget):

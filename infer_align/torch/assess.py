@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infer_align import diagnostics
+from infer_align import _supports, diagnostics
 from infer_align._arguments import count
 from infer_align._arguments import features as checked_features
 from infer_align._numerics import own
@@ -139,7 +139,7 @@ def collect(
         drawn.append(y)
         part = {"drawn": log_drawn.double()}
         if proposal is not None:
-            part["policy"] = distribution.log_prob(own(y)).double()
+            part["policy"] = _supports.log_prob(distribution, own(y)).double()
         elif isinstance(distribution, Continuations):
             # The sampler's and the scorer's numbers must agree: the first chunk is scored whole,
             # and an outcome of every other, since each is batched anew.
@@ -170,7 +170,7 @@ def _evaluated(
     """All that the target and the features say of outcomes, each asked on a copy of its own."""
     prior = target.given(*arguments)
     out = {
-        "prior": as_numbers(prior.log_prob(own(y)), f"the prior of {target.name!r}"),
+        "prior": as_numbers(_supports.log_prob(prior, own(y)), f"the prior of {target.name!r}"),
         "potential": as_numbers(
             target.log_potential(y, *arguments), f"the potential of {target.name!r}"
         ),

@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from infer_align import _ties
+from infer_align import _supports, _ties
 from infer_align._numerics import as_real, own
 from infer_align.exact._cdf import cdf_of_support
 from infer_align.targets import add_potential, best_of_draws, check_draws, tolerance_of
@@ -139,7 +139,7 @@ class BestOfN(TorchDistribution):
             value.shape[: value.ndim - len(self.event_shape)], self.batch_shape
         )
         value = value.expand(leading + self.event_shape)
-        log_prior = self.base.log_prob(value)
+        log_prior = _supports.log_prob(self.base, value)
         potential = self._potential(self._rows(value)).reshape(leading)
         return add_potential(log_prior, potential.to(log_prior.device), "BestOfN")
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from infer_align import _supports
 from infer_align._arguments import count, instance
 from infer_align._numerics import own
 from infer_align.diagnostics import batch_metrics
@@ -359,7 +360,9 @@ class _Fit:
         name = self.target.name
         with torch.no_grad():
             prior = self.target.given(*arguments)
-            log_prior = as_numbers(prior.log_prob(own(outcomes)), f"the prior of {name!r}")
+            log_prior = as_numbers(
+                _supports.log_prob(prior, own(outcomes)), f"the prior of {name!r}"
+            )
             clock.lap("score")
             values = self.target.log_potential(outcomes, *arguments)
             potential = as_numbers(values, f"the potential of {name!r}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from infer_align import _supports
 from infer_align.diagnostics import Comparison, compare_gradients
 from infer_align.diagnostics import _policy_gradients as listed_
 from infer_align.estimators import Estimator, LogWeights, checked_update
@@ -218,7 +219,7 @@ class _Bench:
             rows = slice(start, start + ROWS)
             event = self.space.outcomes.shape[1:]
             some = spread[rows].expand(-1, *log_policy.shape[1:], *event)
-            log_prob = distribution.log_prob(some)
+            log_prob = _supports.log_prob(distribution, some)
             for at in np.ndindex(tuple(log_prob.shape)):
                 if torch.isfinite(log_prob[at]):
                     flat = self._flat(log_prob[at], retain=True)
@@ -230,9 +231,9 @@ class _Bench:
     ) -> dict[str, Any]:
         """The whole way of a fit's step to the gradient; returns the estimator's new state."""
         y, log_drawn = draw(self.source(), self.outcomes, generator)
-        log_prob = self.policy(*self.of_policy).log_prob(y)
+        log_prob = _supports.log_prob(self.policy(*self.of_policy), y)
         with torch.no_grad():
-            prior = self.target.given(*self.of_target).log_prob(y).double()
+            prior = _supports.log_prob(self.target.given(*self.of_target), y).double()
             potential = self.target.log_potential(y, *self.of_target).double()
             density = add_potential(prior, potential, self.target.name)
         proposal = None if self.proposal is None else log_drawn.double()

@@ -16,6 +16,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from infer_align import _supports
 from infer_align._numerics import as_real, own
 from infer_align.targets import Constrained, Target, collecting
 from infer_align.torch._threads import alone
@@ -263,9 +264,8 @@ class _Sites(Messenger):
             self.values[msg["name"]] = own(value) if self.y is None else value
             if self.y is None or (not self.stop and not isinstance(self.y, dict)):
                 return  # only the potential is wanted: the prior may be a costly network
-        self.terms.append(
-            (msg, scale_and_mask(msg["fn"].log_prob(value), msg["scale"], msg["mask"]))
-        )
+        log_prob = _supports.log_prob(msg["fn"], value)
+        self.terms.append((msg, scale_and_mask(log_prob, msg["scale"], msg["mask"])))
         if self.stop and not observed:
             raise _Enough
 

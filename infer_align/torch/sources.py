@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infer_align import _supports
 from infer_align._numerics import as_real
 from infer_align.samplers import (
     Drawn,
@@ -125,7 +126,7 @@ class TorchSource:
             y, drawn = draw(self._distribution, size, self._generator)
             outcomes.append(y)
             log_q.append(self._host(drawn))
-            prior = drawn if self.proposal is None else self._prior.log_prob(y)
+            prior = drawn if self.proposal is None else _supports.log_prob(self._prior, y)
             log_p.append(self._add(prior, y))
         return Drawn(_joined(outcomes), np.concatenate(log_q), np.concatenate(log_p))
 
@@ -142,7 +143,7 @@ class TorchSource:
         array, shape (n, *contexts)
             NumPy float64.
         """
-        parts = [self._add(self._prior.log_prob(y), y) for y in _parts(outcomes)]
+        parts = [self._add(_supports.log_prob(self._prior, y), y) for y in _parts(outcomes)]
         return np.concatenate(parts)
 
     @torch.no_grad()
@@ -159,7 +160,7 @@ class TorchSource:
             NumPy float64.
         """
         return np.concatenate(
-            [self._host(self._distribution.log_prob(y)) for y in _parts(outcomes)]
+            [self._host(_supports.log_prob(self._distribution, y)) for y in _parts(outcomes)]
         )
 
     @torch.no_grad()
@@ -277,7 +278,8 @@ class Mixture:
         tensor, shape (n, *contexts)
         """
         terms = [
-            a + d.log_prob(value) for a, d in zip(self.log_weights, self.components, strict=True)
+            a + _supports.log_prob(d, value)
+            for a, d in zip(self.log_weights, self.components, strict=True)
         ]
         return torch.logsumexp(torch.stack(terms), dim=0)
 

@@ -21,8 +21,10 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from infer_align import _supports
 from infer_align._arguments import count
 from infer_align.jax._support import refuse_moving_support
+from infer_align.jax._threads import alone
 from infer_align.jax.programs._distributions import log_prob
 from infer_align.jax.programs._frame import current
 from infer_align.jax.programs._loops import particles
@@ -82,7 +84,8 @@ def simulate(program: Program, *args: Any) -> tuple[Sites, Array]:
     if isinstance(program, Sampler):
         return program.simulate(*args)
     _check_set_up(program)
-    trace = handlers.trace(program).get_trace(*args)
+    with alone():
+        trace = handlers.trace(program).get_trace(*args)
     sites = {
         name: site["value"]
         for name, site in trace.items()
@@ -90,7 +93,7 @@ def simulate(program: Program, *args: Any) -> tuple[Sites, Array]:
         and not site["is_observed"]
         and not site["infer"].get("is_auxiliary")
     }
-    return sites, _log_density(trace)
+    return sites, _log_density(trace, elsewhere=False)
 
 
 def _check_set_up(program: Program) -> None:
@@ -139,7 +142,8 @@ def density(program: Program, sites: Mapping[str, Any], *args: Any) -> Array:
     if isinstance(program, Sampler):
         return program.density(sites, *args)
     run = _Complete(handlers.substitute(program, data=dict(sites)), sites)
-    with handlers.block(hide_fn=lambda msg: msg["type"] in ("sample", "control_flow")):
+    hidden = ("sample", "control_flow")
+    with alone(), handlers.block(hide_fn=lambda msg: msg["type"] in hidden):
         found = handlers.trace(run).get_trace(*args)
     latent = [n for n, s in found.items() if s["type"] == "sample" and not s["is_observed"]]
     if missing := [name for name in latent if name not in sites]:
@@ -149,7 +153,7 @@ def density(program: Program, sites: Mapping[str, Any], *args: Any) -> Array:
             f"density got a value for site {unused[0]!r}, which the program does not have; its "
             f"latent sites are {', '.join(latent) or 'none'}"
         )
-    return _log_density(found)
+    return _log_density(found, elsewhere=True)
 
 
 def detach(program: Program) -> Program:
@@ -239,14 +243,19 @@ def _without_value(name: str, sites: Mapping[str, Any]) -> ValueError:
     )
 
 
-def _log_density(trace: Mapping[str, Any]) -> Array:
+def _log_density(trace: Mapping[str, Any], *, elsewhere: bool) -> Array:
+    """Sum over the sites, whose values were drawn there or come from elsewhere."""
     total = jnp.zeros(())
     for site in trace.values():
         if site["type"] != "sample":
             continue
         each = site["infer"].get("log_density")
         if each is None:
-            each = log_prob(site["fn"], site["value"])
+            value, inside = jnp.asarray(site["value"]), None
+            if elsewhere or site["is_observed"]:
+                inside, value = _supports.within(site["fn"], value)
+            each = log_prob(site["fn"], value)
+            each = each if inside is None else _supports.masked(each, inside)
         if (why := site["infer"].get("given")) and not site["is_observed"]:
             what = f"site {site['name']!r} {why}"
             each = refuse_moving_support(each, site["fn"], what)
