@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infer_align._arguments import count
+from infer_align.jax._threads import alone
 from infer_align.jax.programs._frame import (
     Frame,
     Override,
@@ -128,14 +129,15 @@ class Expectation:
         baselines : mapping from site to number, optional
             Of `score_running`. Default: 0.
         """
-        plan, lead = self._plan(key, args)
-        n = self._replicates(plan)
-        terms = lambda numbers: self._terms(plan, lead, numbers, args)
-        if n == 1:
-            each = jax.tree.map(lambda x: x[None], terms(plan.needs[""].supply(key)))
-        else:
-            each = jax.vmap(terms, axis_size=n)(plan.needs[""].supply(key, n))
-        return _combined(each, plan, args, baselines or {}, n)
+        with alone():
+            plan, lead = self._plan(key, args)
+            n = self._replicates(plan)
+            terms = lambda numbers: self._terms(plan, lead, numbers, args)
+            if n == 1:
+                each = jax.tree.map(lambda x: x[None], terms(plan.needs[""].supply(key)))
+            else:
+                each = jax.vmap(terms, axis_size=n)(plan.needs[""].supply(key, n))
+            return _combined(each, plan, args, baselines or {}, n)
 
     def sites(self, *args: Any) -> list[Site]:
         """The sites in the order of the program, with their estimators.
@@ -197,7 +199,8 @@ class Expectation:
                 out = self.objective(*args)
             return _scalar(out), frame.reports
 
-        _, reports = jax.eval_shape(run, key, args)
+        with alone():
+            _, reports = jax.eval_shape(run, key, args)
         plan.complete = True
         known = {site.name for site in plan.sites.values()}
         if unknown := [name for name in self.estimators or {} if name not in known]:

@@ -13,6 +13,7 @@ from numpyro.distributions.constraints import real
 
 from infer_align._arguments import count, instance
 from infer_align.jax._checks import check_key, check_params, optimizer_or_adam
+from infer_align.jax._threads import alone
 from infer_align.jax.programs._expectation import Expectation
 from infer_align.jax.programs._frame import Frame, Plan
 from infer_align.jax.programs._noise import Recorder
@@ -150,7 +151,7 @@ def _by_site(key: jax.Array, loss: Expectation, args: tuple[Any, ...]) -> _Run:
     constrain = jax.jit(lambda free: {name: maps[name](value) for name, value in free.items()})
 
     def substituted(key: jax.Array, free: Any, *args: Any, baselines: Any = None) -> Any:
-        with handlers.substitute(data=constrain(free)):
+        with alone(), handlers.substitute(data=constrain(free)):
             return loss(key, *args, baselines=baselines)
 
     return _Run(start, substituted, constrain)
@@ -173,7 +174,8 @@ def _map(constraint: Any) -> Any:
 def _param_sites(key: jax.Array, loss: Expectation, args: tuple[Any, ...]) -> dict[str, Any]:
     """By name: initial value and constraint. Runs the objective once, on numbers."""
     plan = Plan(loss.choose, concrete=True)
-    with handlers.trace() as trace, handlers.seed(rng_seed=key), Frame(plan, Recorder(key), {}):
+    seeded = handlers.seed(rng_seed=key)
+    with alone(), handlers.trace() as trace, seeded, Frame(plan, Recorder(key), {}):
         loss.objective(*args)
     sites = {
         name: (site["value"], site["kwargs"].get("constraint", real))
