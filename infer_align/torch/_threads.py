@@ -2,8 +2,8 @@
 
 Pyro's stack of handlers and torch's default generator belong to the process, and a network with
 adapters runs one at a time. Fits in several threads are right because they take turns: a step of
-a fit, a program, a draw from the default generator, and a pass of a network with adapters each
-wait for the others.
+a fit, a program, a draw from the default generator, and drawing or scoring with a network that has
+adapters each wait for the others. A backward pass of one's own, outside a fit, does not wait.
 """
 
 import threading

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infer_align.torch._threads import alone
 from infer_align.torch.decoding import Decoder
 
 NEW = 2
@@ -147,7 +148,7 @@ def _unseen(network: Any) -> Iterator[None]:
     counts = dict(network.counts)
     devices = [network.device] if network.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with alone(), torch.random.fork_rng(devices=devices):
             network.activate()
             yield
     finally:

@@ -14,7 +14,7 @@ import inspect
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -222,6 +222,13 @@ class Network:
     def activate(self) -> None:
         """Switch the shared module to this network's adapter."""
         self.shared.activate(self.adapter)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Run passes with this adapter: no other thread switches the module meanwhile."""
+        with alone() if self.shared.peft is not None else nullcontext():
+            self.activate()
+            yield
 
     def is_eos(self, tokens: Tensor) -> Tensor:
         """True where a token ends an outcome."""

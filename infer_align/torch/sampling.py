@@ -11,11 +11,13 @@ does not; see `infer_align.torch.handling`.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from infer_align.torch import scoring
+from infer_align.torch._threads import alone
 from infer_align.torch.decoding import Decoder
 from infer_align.torch.handling import Handling, by_side
 from infer_align.torch.networks import Network
@@ -54,19 +56,20 @@ def sample(
     log_prob : float tensor (rows,)
         Sum over the tokens, EOS included, in nats.
     """
-    network.activate()
     network.counts["sampled_rows"] += len(index)
     device = torch.device("cpu") if generator is None else generator.device
-    uniforms = torch.rand(
-        len(index), length, dtype=torch.float64, generator=generator, device=device
-    ).to(network.device)
+    with alone() if generator is None else nullcontext():  # others fork torch's own generator
+        uniforms = torch.rand(
+            len(index), length, dtype=torch.float64, generator=generator, device=device
+        ).to(network.device)
     fill = network.eos_token_ids[0] if network.eos_token_ids else 0
     tokens = torch.full((len(index), length), fill, device=network.device)
     log_prob = torch.zeros(len(index), dtype=network.dtype, device=network.device)
     index = index.cpu()
-    for rows, handling in _batches(network, prompts, index, length):
-        tokens[rows], drawn = _decode(network, prompts, index[rows], uniforms[rows], handling)
-        log_prob[rows] = drawn.to(log_prob)  # some networks compute their logits in float32
+    with network.turn():
+        for rows, handling in _batches(network, prompts, index, length):
+            tokens[rows], drawn = _decode(network, prompts, index[rows], uniforms[rows], handling)
+            log_prob[rows] = drawn.to(log_prob)  # some networks compute their logits in float32
     if not bool(torch.isfinite(log_prob).all()):
         raise FloatingPointError(scoring.NOT_FINITE.format("sampling"))
     return tokens, log_prob

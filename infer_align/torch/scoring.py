@@ -147,7 +147,6 @@ def predictions(
     used : bool tensor (rows, T)
         Whether token t belongs to the outcome.
     """
-    network.activate()
     device = network.device
     index, tokens = index.to(device), tokens.to(device)
     used = lengths(network, tokens)
@@ -164,11 +163,12 @@ def predictions(
 
     inputs, positions = ids[:, :-1], column[:, :-1]
     first = int(sizes.min()) - 1  # the earliest column that predicts a completion token
-    ((_, handling),) = by_side(network, sizes.cpu(), tokens.shape[1])
-    given = positions if handling.positions or network.needs_positions else None
-    # Rows of one length have nothing to mask.
-    mask = (positions < (sizes + used - 1)[:, None]).long() if handling.mixed else None
-    logits, _ = network(inputs, mask, given, keep=width - 1 - first)
+    with network.turn():
+        ((_, handling),) = by_side(network, sizes.cpu(), tokens.shape[1])
+        given = positions if handling.positions or network.needs_positions else None
+        # Rows of one length have nothing to mask.
+        mask = (positions < (sizes + used - 1)[:, None]).long() if handling.mixed else None
+        logits, _ = network(inputs, mask, given, keep=width - 1 - first)
     network.counts["scored_rows"] += len(index)
     network.counts["grad_rows"] += len(index) if logits.requires_grad else 0
     step = torch.arange(tokens.shape[1], device=device).expand(len(index), -1)

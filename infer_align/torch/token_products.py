@@ -16,12 +16,14 @@ import copy
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from infer_align.torch._threads import alone
 from infer_align.torch.continuations import Continuations
 from infer_align.torch.handling import Handling, both
 from infer_align.torch.networks import Network
@@ -196,8 +198,12 @@ class ProductNetwork(Network):
         given = zip(self.networks, side, self.weights, strict=True)
         return functools.reduce(both, [n.handling(s, read) for n, s, w in given if w != 0])
 
-    def activate(self) -> None:
-        """Do nothing: each network is switched to its adapter just before it runs."""
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """See `Network.turn`; each network is switched to its adapter just before it runs."""
+        adapted = any(n.shared.peft is not None for n in self.networks)
+        with alone() if adapted else nullcontext():
+            yield
 
     def __call__(
         self,

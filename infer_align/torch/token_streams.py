@@ -116,7 +116,6 @@ class ContinuationStream:
     def start(self, n: int) -> Tensor:
         """Read the prompts; log-probabilities of the first token, (n, C, V)."""
         network = self._network
-        network.activate()
         network.counts["sampled_rows"] += n * len(self._index)
         self._decoders: list[Decoder] = []
         found = []
@@ -124,7 +123,7 @@ class ContinuationStream:
             distinct, prompt = torch.unique(self._index[contexts], return_inverse=True)
             prompts = [self._prompts[int(p)] for p in distinct]
             rows = prompt.repeat(n)
-            with self._head() as head:
+            with network.turn(), self._head() as head:
                 self._decoders.append(Decoder(network, prompts, rows, handling))
             hidden = head.value[rows.to(network.device), -1] if self._keeps_hidden else None
             found.append((self._decoders[-1].logits, hidden))
@@ -133,7 +132,6 @@ class ContinuationStream:
     @torch.no_grad()
     def advance(self, tokens: Any, ancestors: np.ndarray | None = None) -> Tensor:
         """Log-probabilities of the token after ``tokens``, (n, C, V)."""
-        self._network.activate()
         device = self._network.device
         tokens = torch.as_tensor(tokens, device=device)
         found = []
@@ -143,7 +141,7 @@ class ContinuationStream:
                 chosen = ancestors[:, contexts.numpy()]
                 rows = chosen * len(contexts) + np.arange(len(contexts))
                 decoder.keep(torch.as_tensor(rows.reshape(-1)))
-            with self._head() as head:
+            with self._network.turn(), self._head() as head:
                 logits = decoder.advance(tokens[:, contexts.to(device)].reshape(-1))
             found.append((logits, head.value[:, -1] if self._keeps_hidden else None))
         return self._log_probs(len(tokens), found)

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +20,14 @@ from infer_align import Target, divergences, estimators, indicator
 from infer_align.torch import (
     CausalLM,
     Step,
+    TokenProduct,
     collect,
     fit,
     load_checkpoint,
     save_checkpoint,
 )
 from infer_align.torch.contexts import check_target
+from infer_align.torch.token_streams import token_stream
 from tests.lm_zoo import PROMPTS, tiny_lm
 
 JS, FORWARD = divergences.jensen_shannon, divergences.forward_kl
@@ -586,3 +589,45 @@ def test_features_that_are_none(name: str) -> None:
 def test_columns_that_are_no_mapping(wrong: Any) -> None:
     with pytest.raises(TypeError, match="columns must be a mapping"):
         fit(Table(), program, F_DPG, columns=wrong)
+
+
+def test_another_adapter_is_drawn_and_scored_while_one_is_fitted() -> None:
+    """Without turns a pass would run with the adapter that the other thread switched to."""
+
+    def goal(prompts: Any) -> None:
+        y = pyro.sample("y", lm(prompts))
+        pyro.factor("twos", (y == 2).sum(-1).double())
+
+    def used(network: Any, k: int) -> list[Tensor]:
+        law, found = network(PROMPTS), []
+        for seed in range(4):
+            y, drawn = law.sample_with_log_prob((4,), generator=torch.Generator().manual_seed(seed))
+            stream = token_stream(law)
+            found += [drawn, law.log_prob(y), stream.start(2), stream.advance(y[:2, :, 0])]
+        return [x.detach() for x in found]
+
+    def run(job: int) -> Any:
+        start.wait()
+        if job:
+            return used([other, both][job - 1], job)
+        sgd = torch.optim.SGD(fitted.parameters(), lr=0.5)
+        ran(fitted, goal, prompts=PROMPTS, n=4, steps=8, optimizer=sgd)
+        return [p.detach().clone() for p in fitted.parameters()]
+
+    results = []
+    for threads in (1, 3):
+        lm = tiny_lm("llama")
+        fitted, other = (lm.trainable(lora=2, seed=k) for k in range(2))
+        with torch.no_grad():
+            for p in other.parameters():
+                p.add_(0.5)
+        both = TokenProduct([other, lm], [1.5, -0.5])
+        # Hand over to the other threads in the midst of a pass.
+        lm._network.shared.module.model.layers[0].register_forward_pre_hook(
+            lambda *_: time.sleep(1e-4)
+        )
+        start = threading.Barrier(threads)
+        with ThreadPoolExecutor(threads) as pool:
+            results.append(list(pool.map(run, range(3))) if threads > 1 else [*map(run, range(3))])
+    for one, many in zip(*results, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
