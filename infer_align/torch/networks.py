@@ -209,7 +209,9 @@ class Network:
     @property
     def context_length(self) -> int | None:
         """Largest number of positions, where the configuration states one."""
-        return getattr(self.shared.module.config.get_text_config(), "max_position_embeddings", None)
+        config = self.shared.module.config.get_text_config()
+        stated = getattr(config, "max_position_embeddings", None)
+        return stated if stated is not None and stated > 0 else None  # XLNet says -1: no limit
 
     def side(self, prompt: int, new: int) -> Any:
         """On which side of the network's switches a row lies; see `LengthRules.side`."""

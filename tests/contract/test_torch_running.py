@@ -17,6 +17,7 @@ from transformers import (
     Phi3ForCausalLM,
     ProphetNetForCausalLM,
     VaultGemmaForCausalLM,
+    XLNetLMHeadModel,
 )
 
 from infer_align import diagnostics, tilt
@@ -220,6 +221,18 @@ def test_a_network_that_is_not_causal_is_refused() -> None:
         lm(PROMPTS).sample((2,))
     with pytest.raises(ValueError, match="BertLMHeadModel"):
         lm([[1, 2]]).log_prob(torch.tensor([[[1, 2, 3]]]))
+
+
+def test_a_context_of_minus_one_is_no_limit() -> None:
+    """XLNet, which then is refused for what it is: it sees later tokens."""
+    model = small(
+        XLNetLMHeadModel, vocab_size=VOCAB, d_model=16, n_layer=2, n_head=4, d_inner=24,
+        bos_token_id=0, eos_token_id=EOS, pad_token_id=3,
+    )  # fmt: skip
+    lm = as_lm(model)
+    assert lm._network.context_length is None
+    with pytest.raises(ValueError, match=r"XLNetLMHeadModel in .* gives a row other numbers"):
+        lm(PROMPTS).sample((2,))
 
 
 class LostWindow(LlamaForCausalLM):
