@@ -87,8 +87,28 @@ def normalised(log_density: Array) -> tuple[Array, Array]:
 
 
 def logmeanexp(x: Array, *, axis: int = 0, keepdims: bool = False) -> Array:
-    """``log mean exp(x)`` along an axis."""
-    return logsumexp(x, axis=axis, keepdims=keepdims) - math.log(x.shape[axis])
+    """``log mean exp(x)`` along an axis; of equal entries, that entry."""
+    top = greatest(x, axis=axis, keepdims=True)
+    out = top + (logsumexp(x - top, axis=axis, keepdims=True) - math.log(x.shape[axis]))
+    return out if keepdims else namespace(x).squeeze(out, axis=axis)
+
+
+def mean_under(p: Array, values: Array) -> Array:
+    """``sum p·values`` over axis 0, of weights that sum to 1 up to rounding; values may be ±inf.
+
+    About the greatest value: what the weights miss of 1 would else be multiplied by an offset.
+    """
+    xp = namespace(p, values)
+    level = greatest(xp.where(p > 0, values, -math.inf))
+    return level + xp.sum(p * (values - level), axis=0)
+
+
+def ties(x: Any) -> Any:
+    """Distance within which float64 sums about x are one: 1e-10, and 16 units in their last place.
+
+    An offset rounds what is added to it: equal log-weights of different outcomes differ by that.
+    """
+    return 1e-10 + 16 * float(np.finfo(np.float64).eps) * np.abs(x)
 
 
 def softplus(x: Array) -> Array:

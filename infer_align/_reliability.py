@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from infer_align._numerics import Array
+from infer_align._numerics import Array, ties
 
 KHAT_LIMIT = 0.5
 """Largest k̂ at which an interval is claimed: beyond, the weights' variance is infinite."""
@@ -22,8 +22,6 @@ TV_LIMIT = 0.05
 """Largest total variation times √ESS: a tenth of the standard error of a probability, 1/(2√ESS)."""
 CONFIDENCE = 0.95
 """One-sided, of the ESS's lower bound."""
-TIES = 1e-10
-"""Log-weights closer than this are one value."""
 LARGEST_SPREAD = 600.0
 """In nats; a tail wider than this has no shape left in float64, and no use."""
 
@@ -71,12 +69,13 @@ def pareto_khat(log_weights: np.ndarray) -> float:
     tail = int(3 * math.sqrt(n)) if n > 225 else n // 5
     threshold = ordered[max(n - tail - 1, 0)]
     # Draws that tie with the threshold have excess 0 and spoil the fit: the tail starts above.
-    above = ordered[ordered > threshold + TIES]
-    distinct = 1 + int(np.sum(np.diff(above) > TIES)) if len(above) else 0
+    width = ties(ordered[-1])
+    above = ordered[ordered > threshold + width]
+    distinct = 1 + int(np.sum(np.diff(above) > width)) if len(above) else 0
     if n >= 25 and distinct < 5:
         return -math.inf
     if distinct < 5:
-        return -math.inf if ordered[-1] - ordered[0] <= TIES else math.inf
+        return -math.inf if ordered[-1] - ordered[0] <= width else math.inf
     if above[-1] - threshold > LARGEST_SPREAD and above[-1] - above[len(above) // 4] > 300:
         return math.inf
     # ArviZ takes minus the log-weights, and the length of the tail as ⌊3 √(n / r_eff)⌋.

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from infer_align._numerics import ties
+
 if TYPE_CHECKING:
     import xarray
 
@@ -79,7 +81,7 @@ def log_z_agreement(
     # Weights without spread: no error, and no difference beyond rounding.
     exact = used & (se == 0)
     off = np.where(
-        np.abs(difference) <= 1e-9 * (1 + np.abs(value)), 0.0, np.copysign(math.inf, gap)
+        np.abs(difference) <= 10 * ties(value), 0.0, np.copysign(math.inf, gap)
     )
     z = np.where(exact, off, gap / np.where(se > 0, se, 1.0))
     compared = z[used & ~(exact & (off == 0))]

@@ -29,9 +29,8 @@ def batch_metrics(weights: LogWeights, log_prior: Array, log_potential: Array) -
     Returns
     -------
     dict of str to float
-        Under the policy, in nats: ``log_potential`` (of a tilt reward/β, and no reward; over
-        accepted outcomes, the sum of π/q·potential over n less the rejected ones' π/q),
-        ``kl_prior``, ``reverse_kl``. Under the target: ``forward_kl`` (nats). Of the draws
+        Under the policy, in nats: ``log_potential`` (of a tilt reward/β, and no reward; of
+        accepted outcomes, each taken from the mean of the others), ``kl_prior``, ``reverse_kl``. Under the target: ``forward_kl`` (nats). Of the draws
         themselves: ``acceptance`` (the share that the target accepts), ``log_z`` (nats) and
         ``ess`` (share of n).
 
@@ -56,15 +55,16 @@ def batch_metrics(weights: LogWeights, log_prior: Array, log_potential: Array) -
     d = log_ratio(weights.policy, weights.target)
     # π(accepted) as 1 - π(rejected): exactly 1 where nothing is rejected, whatever the weights.
     mass = 1 - np.where(accepted, 0.0, v).mean(axis=0)
-    potential = np.where(accepted, v * np.where(accepted, log_potential, 0.0), 0.0).mean(axis=0)
     known = accepted.any(axis=0) & (mass > 0)
+    potential = _policy_mean(v, log_potential, accepted, np.where(known, mass, 1.0))
+    log_zero = np.where(some, log_z, 0.0)
     means = {
-        "log_potential": np.where(known, potential / np.where(known, mass, 1.0), math.nan),
+        "log_potential": np.where(known, potential, math.nan),
         "acceptance": accepted.mean(axis=0),
         "kl_prior": _sum(v, log_ratio(weights.policy, log_prior)) / len(v),
         # Rejected outcomes make KL(π‖p) infinite; without any accepted one log Z is -inf, too.
-        "reverse_kl": _sum(v, d) / len(v) + np.where(some, log_z, 0.0),
-        "forward_kl": np.where(some, _sum(share, -d) - np.where(some, log_z, 0.0), math.nan),
+        "reverse_kl": _sum(v, d + log_zero) / len(v),
+        "forward_kl": np.where(some, _sum(share, -d - log_zero), math.nan),
         "log_z": log_z,
         "ess": np.where(some, 1 / np.maximum((share**2).sum(axis=0), 1e-300) / len(log_w), 0.0),
     }
@@ -82,6 +82,20 @@ def never_moved(target: str, steps: int, acceptance: float) -> str:
         f"all {steps} steps were skipped: every coefficient was 0, and the policy is what it was; "
         f"the target {target!r} accepted {acceptance:.1%} of the outcomes: {remedy}"
     )
+
+
+def _policy_mean(v: Array, x: Array, accepted: Array, mass: Array) -> Array:
+    """E_π[x | accepted] from the weights π/q, whose mean is 1 only in expectation.
+
+    What it misses of 1 would multiply an offset of x. Each x is taken from the mean of the others,
+    which adds nothing in expectation; a single one has none.
+    """
+    number = accepted.sum(axis=0)
+    top = np.where(accepted, x, -math.inf).max(axis=0)
+    x = np.where(accepted, x - np.where(number > 1, top, 0.0), 0.0)
+    others = np.where(accepted & (number > 1), (x.sum(axis=0) - x) / np.maximum(number - 1, 1), 0.0)
+    level = others.sum(axis=0) / np.maximum(number, 1) + np.where(number > 1, top, 0.0)
+    return level + np.where(accepted, v * (x - others), 0.0).mean(axis=0) / mass
 
 
 def _sum(weight: Array, value: Array) -> Array:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from infer_align._arguments import instance
-from infer_align._numerics import Array
+from infer_align._numerics import Array, ties
 from infer_align.diagnostics._draws import draws, per_context
 from infer_align.diagnostics._estimates import Moments, moments, pooled_interval
 from infer_align.diagnostics._summary import Estimate, check_level, seen, summarise
@@ -98,7 +98,8 @@ def compare(
     reliable = {name: all(s.pooled[name].reliable for s in summaries) for name in old}
     names = ["log_z", *(divergence.name for divergence in divergences)]
     out = {name: _difference(old[name], new[name], level) for name in names}
-    same_z = abs(out["log_z"].value) <= 4 * out["log_z"].se + 1e-9  # False for NaN
+    rounding = 10 * ties(np.abs(old["log_z"].value).max())
+    same_z = abs(out["log_z"].value) <= 4 * out["log_z"].se + rounding  # False for NaN
     out = {
         name: change._replace(reliable=reliable[name] and same_z and math.isfinite(change.value))
         for name, change in out.items()

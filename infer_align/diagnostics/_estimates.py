@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from infer_align._numerics import Array, log_ratio, logmeanexp
+from infer_align._numerics import Array, log_ratio, logmeanexp, mean_under
 from infer_align._reliability import Worth
 from infer_align.diagnostics._draws import Draws
 from infer_align.divergences import FDivergence
@@ -101,7 +101,7 @@ def _expectation(
 ) -> Moments:
     """Self-normalised mean of the values; NaN where there is no draw to average."""
     values = np.where(a > 0, values, 0.0)
-    mean = (a * values).mean(axis=0)
+    mean = mean_under(a / len(a), values)
     finite = np.isfinite(mean)
     influence = np.where(finite, a * (np.where(finite, values, 0.0) - np.where(finite, mean, 0)), 0)
     m = _moments(np.where(empty, np.nan, mean), influence, bounds, uses, empty, ~finite)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from infer_align._arguments import number
+from infer_align._numerics import mean_under
 from infer_align.diagnostics._summary import Estimate
 from infer_align.diagnostics._tree import estimates
 
@@ -113,7 +114,7 @@ def _potential(label: str, tree: "xarray.DataTree") -> Estimate:
     log_v = column("log_policy") - column("log_proposal")
     v = np.exp(log_v - log_v.max(axis=0))
     v = v / v.mean(axis=0)
-    mean = (v * potential).mean(axis=0)
+    mean = mean_under(v / len(v), potential)
     n, contexts = potential.shape
     se = math.sqrt(float(((v * (potential - mean)).var(axis=0, ddof=1) / n).sum())) / contexts
     attributes = tree["diagnostics"].attrs

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from infer_align._numerics import ties
 from infer_align._reliability import kish_ess
 from infer_align.diagnostics._plot_style import (
     BLUE,
@@ -171,7 +172,7 @@ def _histograms(axis: Any, x: np.ndarray, policy: np.ndarray | None, target: np.
         axis.set_ylabel("probability")
         return
     low, high = np.quantile(x, [0.001, 0.999])
-    bins = np.linspace(low, max(high, low + 1e-9), 25)
+    bins = np.linspace(low, max(high, low + 250 * ties(low)), 25)
     inside = np.clip(x, bins[0], bins[-1])
     for weights, colour, _, name in laws:
         axis.hist(inside, bins=bins, weights=weights, density=True, histtype="stepfilled",

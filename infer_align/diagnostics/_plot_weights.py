@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from infer_align._reliability import ESS_LIMIT, KHAT_LIMIT, TIES, kish_ess, pareto_khat
+from infer_align._numerics import ties
+from infer_align._reliability import ESS_LIMIT, KHAT_LIMIT, kish_ess, pareto_khat
 from infer_align.diagnostics._draws import numpy
 from infer_align.diagnostics._plot_style import (
     ALARM,
@@ -114,7 +115,8 @@ def _tail(axis: Any, log_weights: np.ndarray, khat: float) -> None:
     ordered = np.sort(log_weights[np.isfinite(log_weights)])
     n = len(ordered)
     size = int(3 * math.sqrt(n)) if n > 225 else n // 5
-    above = int(np.sum(ordered > ordered[n - size - 1] + TIES))  # as pareto_khat takes the tail
+    # As pareto_khat takes the tail.
+    above = int(np.sum(ordered > ordered[n - size - 1] + ties(ordered[-1])))
     relative: Any = 1.0 if above >= size else 9 * n / (above + 0.5) ** 2
     with np.errstate(all="ignore"):
         smoothed = np.asarray(array_stats.psislw(-ordered, r_eff=relative)[0])

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from infer_align._numerics import logmeanexp
+from infer_align._numerics import logmeanexp, mean_under
 from infer_align.diagnostics._draws import Draws
 from infer_align.divergences import FDivergence
 
@@ -38,7 +38,7 @@ def potential_errors(
         slopes[divergence.name] = of_term - b * of_term.mean(axis=0)
     for name, values in draws.features.items():
         h = np.where(b > 0, values, 0.0)
-        slopes[f"target_{name}"] = b * (h - (b * h).mean(axis=0))
+        slopes[f"target_{name}"] = b * (h - mean_under(b / len(b), h))
     return {name: (np.abs(s) * se).mean(axis=0) for name, s in slopes.items()}
 
 

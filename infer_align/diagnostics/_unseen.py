@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from infer_align._numerics import NOISE, Array, logmeanexp
+from infer_align._numerics import NOISE, Array, logmeanexp, mean_under, ties
 from infer_align.diagnostics._draws import Draws, numpy
 from infer_align.diagnostics._estimates import Moments, terms_of
 from infer_align.divergences import FDivergence
@@ -115,7 +115,7 @@ def moved_mean(values: np.ndarray, log_w: np.ndarray, extra: np.ndarray) -> Reac
     top = log_w.max(axis=0)
     w = np.exp(log_w - np.where(top > -INF, top, 0.0))
     p = w / np.maximum(w.sum(axis=0), 1e-300)
-    mean = (p * np.where(some, values, 0.0)).sum(axis=0)
+    mean = mean_under(p, np.where(some, values, 0.0))
     share = 1 / (1 + np.exp(-extra))
     least = np.where(met, np.where(some, values, INF).min(axis=0), mean)
     most = np.where(met, np.where(some, values, -INF).max(axis=0), mean)
@@ -158,5 +158,5 @@ def lengthen(columns: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarr
     with np.errstate(invalid="ignore"):
         moved = np.where(known, np.maximum(left - lower, upper - right), 0.0)
     # Equal weights have an interval without length; rounding moves it.
-    small = (moved < half) | (moved <= 1e-9 * (1 + np.abs(np.where(known, value, 0.0))))
+    small = (moved < half) | (moved <= 10 * ties(np.where(known, value, 0.0)))
     return np.stack([value, se, lower, upper, reliable * small])

@@ -7,7 +7,7 @@ import numpy as np
 
 from infer_align._arguments import array as checked_array
 from infer_align._arguments import instance
-from infer_align._numerics import Array
+from infer_align._numerics import Array, logmeanexp, mean_under, ties
 from infer_align._reliability import worth
 from infer_align.diagnostics._draws import numpy, per_context
 from infer_align.diagnostics._estimates import Moments
@@ -102,7 +102,7 @@ def expectation(
     """E_p of values (n, contexts): NaN of no outcome, ±inf where the values are."""
     p = _shares(w.log_weights)
     values = np.where(p > 0, values, 0.0)
-    mean = (p * values).sum(axis=0)
+    mean = mean_under(p, values)
     finite = np.isfinite(mean)
     centred = np.where(finite, values, 0.0) - np.where(finite, mean, 0.0)
     units = w.units
@@ -123,10 +123,7 @@ def log_z(w: Weighted) -> Moments:
         unknown, nothing = np.ones(contexts, dtype=bool), np.zeros((1, contexts))
         value, few = np.full(contexts, math.nan), np.ones(contexts)
         return unit_moments(value, nothing, few, 0.0, (-INF, INF), ("",), unknown)
-    top = w.evidence.max(axis=0)
-    top = np.where(top > -INF, top, 0.0)
-    with np.errstate(divide="ignore"):
-        value = np.log(np.exp(w.evidence - top).mean(axis=0)) + top
+    value = logmeanexp(w.evidence)
     units, uses = w.evidence_units, ("",) if w.same else ("_evidence",)
     influence = units.count * units.total(_shares(w.evidence)) - 1
     empty = value == -INF
@@ -166,7 +163,7 @@ def moved_by_potential(
     out = {"log_z": (p * log_target_se).sum(axis=0)}
     for name, x in values.items():
         h = np.where((p > 0) & np.isfinite(x), x, 0.0)
-        out[name] = (p * np.abs(h - (p * h).sum(axis=0)) * log_target_se).sum(axis=0)
+        out[name] = (p * np.abs(h - mean_under(p, h)) * log_target_se).sum(axis=0)
     return out
 
 
@@ -185,9 +182,11 @@ def _same(log_weights: np.ndarray, evidence: np.ndarray | None) -> bool:
     finite = log_weights > -INF
     if not np.array_equal(finite, evidence > -INF):
         return False
-    gap = np.where(finite, evidence, 0.0) - np.where(finite, log_weights, 0.0)
-    low, high = np.where(finite, gap, INF).min(axis=0), np.where(finite, gap, -INF).max(axis=0)
-    return bool((high - low <= 1e-9 * (1 + np.abs(high)))[finite.any(axis=0)].all())
+    e, w = (np.where(finite, x, 0.0) for x in (evidence, log_weights))
+    largest = np.argmax(np.where(finite, w, -INF), axis=0)[None]
+    constant = np.take_along_axis(e - w, largest, axis=0)
+    rounding = 10 * (ties(e) + ties(w) + ties(constant))
+    return bool((~finite | (np.abs(e - w - constant) <= rounding)).all())
 
 
 def checked(

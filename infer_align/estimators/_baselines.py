@@ -4,6 +4,9 @@ The coefficient of outcome i is (π/q)_i (f'_i − b_i)/n. Any b_i that does not
 the gradient unbiased, because E_q[(π/q) ∇log π] = 0. A baseline sees ``signal[j, i]``, the f' of
 outcome j at the Ẑ that outcome i uses (one column where all share Ẑ), so that a leave-one-out
 Ẑ₋ᵢ meets only baselines that use Ẑ₋ᵢ too.
+
+Means of (π/q) f' are over the sum of their π/q, not over their number: a constant in f' (an offset of
+the rewards, under an unknown log Z) then cancels from f' − b in every batch, as it does in expectation.
 """
 
 import math
@@ -74,27 +77,30 @@ def mean() -> Baseline:
 
 
 def leave_one_out() -> Baseline:
-    """The mean of (π/q) f' over the other outcomes of the same context.
+    """The π/q-weighted mean of f' over the other outcomes of the same context.
 
     Unbiased on- and off-policy. Needs at least 2 outcomes per context.
     """
 
     def update(state: State, signal: Array, ratio: Array, at_inf: float) -> tuple[Array, State]:
         xp = namespace(signal)
-        n = ratio.shape[0]
-        weighted = _weighted(ratio, signal)
-        if signal.shape[1] == 1:
-            own = weighted[:, 0, ...]
-        else:
-            rows = xp.arange(n)
-            own = weighted[rows, rows, ...]
-        return (xp.sum(weighted, axis=0) - own) / (n - 1), state
+        finite = xp.isfinite(signal)
+        known = xp.sum(xp.astype(finite, signal.dtype), axis=0, keepdims=True)
+        # About a mean of the signals, so that an offset of theirs costs no digits.
+        level = xp.sum(xp.where(finite, signal, 0.0), axis=0, keepdims=True)
+        level = level / xp.where(known > 0, known, 1.0)
+        mass = _of_others(ratio[:, None, ...])
+        change = _of_others(_weighted(ratio, signal - level))
+        b = level[0] + change / xp.where(mass > 0, mass, 1.0)
+        return xp.where(mass > 0, b, 0.0), state
 
     return Baseline(dict, update, "leave_one_out", min_outcomes=2)
 
 
 def running(*, decay: float | None = None) -> Baseline:
-    """The mean of (π/q) f' over all *earlier* steps, pooled over contexts; 0 at the first step.
+    """The π/q-weighted mean of f' over all *earlier* steps, pooled over contexts.
+
+    At the first step it is `leave_one_out`, or 0 with one outcome a context.
 
     Parameters
     ----------
@@ -104,15 +110,17 @@ def running(*, decay: float | None = None) -> Baseline:
     keep = _decay(decay)
 
     def init() -> State:
-        return {"total": 0.0, "count": 0.0}
+        return {"mean": 0.0, "count": 0.0}
 
     def update(state: State, signal: Array, ratio: Array, at_inf: float) -> tuple[Array, State]:
         xp = namespace(signal)
-        total, count = (beside(ratio, state[k]) for k in ("total", "count"))
-        b = xp.where(count > 0, total / xp.where(count > 0, count, 1.0), 0.0)
-        now = xp.mean(_weighted(ratio, signal))
-        new = {"total": keep * total + now, "count": keep * count + 1.0}
-        return xp.zeros_like(ratio[:1]) + b, new
+        mean, count = (beside(ratio, state[k]) for k in ("mean", "count"))
+        first, _ = leave_one_out().update({}, signal, ratio, at_inf)
+        b = xp.where(count > 0, xp.zeros_like(ratio[:1]) + mean, first)
+        # By its change: a total over many steps would leave no digits for the next one.
+        total = keep * count + xp.mean(ratio)
+        change = xp.mean(_weighted(ratio, signal - mean)) / xp.where(total > 0, total, 1.0)
+        return b, {"mean": mean + change, "count": total}
 
     name = "running" if decay is None else f"running(decay={decay:g})"
     return Baseline(init, update, name)
@@ -122,6 +130,21 @@ def _weighted(ratio: Array, signal: Array) -> Array:
     """(π/q) f', with 0 · (±inf) = 0: an outcome that the policy never draws takes no part."""
     drawn = ratio[:, None, ...] > 0
     return ratio[:, None, ...] * namespace(signal).where(drawn, signal, 0.0)
+
+
+def _of_others(x: Array) -> Array:
+    """Sums over axis 0 without outcome i, (n, *contexts), of x[j, i] or of x[j] for every i."""
+    xp, n = namespace(x), x.shape[0]
+    if x.shape[1] == 1:
+        # From both sides: the sum of all less one's own has no digits where that is most of it.
+        x = x[:, 0, ...]
+        ahead, behind = xp.cumulative_sum(x, axis=0), xp.cumulative_sum(xp.flip(x, axis=0), axis=0)
+        none = xp.zeros_like(x[:1])
+        before = xp.concat([none, ahead[:-1]], axis=0)
+        return before + xp.flip(xp.concat([none, behind[:-1]], axis=0), axis=0)
+    rows = xp.arange(n)
+    own = xp.reshape(rows, (n, 1)) == xp.reshape(rows, (1, n))
+    return xp.sum(xp.where(xp.reshape(own, (n, n) + (1,) * (x.ndim - 2)), 0.0, x), axis=0)
 
 
 def _decay(decay: Any) -> float:

@@ -136,33 +136,33 @@ def running_log_z(*, decay: float | None = None) -> LogZ:
         At an update, if the contexts (their number, or their ids) are not those of the step
         before. Under ``jit``, where ids cannot be read, log Z is NaN instead.
     """
-    log_keep = math.log(_decay(decay))
+    keep = _decay(decay)
 
     def init() -> State:
-        return {"log_total": -INF, "log_count": -INF, "context": _NO_ID}
+        return {"origin": 0.0, "log_mean": -INF, "count": 0.0, "context": _NO_ID}
 
     def update(state: State, weights: LogWeights) -> tuple[Array, State]:
         now = logmeanexp(weights.log_weight)
         xp = namespace(now)
-        total, count = (beside(now, state[k]) for k in ("log_total", "log_count"))
-        if total.shape not in ((), now.shape):
+        past = _Past(*(beside(now, state[k]) for k in _Past._fields))
+        if past.log_mean.shape not in ((), now.shape):
             raise ValueError(
-                f"running_log_z saw contexts of shape {tuple(total.shape)} before and "
+                f"running_log_z saw contexts of shape {tuple(past.log_mean.shape)} before and "
                 f"{tuple(now.shape)} now; {_PER_CONTEXT}"
             )
         # Ids are compared as floats: their type is the caller's, and none is above 2^24.
         given = _NO_ID if weights.context is None else weights.context
         before, ids = beside(now, state["context"]), beside(now, given) + xp.zeros_like(now)
-        changed = (count > -INF) & (before != ids)
+        changed = (past.count > 0) & (before != ids)
         values = concrete(changed)
         if values is not None and values.any():
             raise ValueError(
                 f"running_log_z saw the contexts {_named(before)} before and {_named(ids)} now, "
                 f"and would use the log Z of others; {_PER_CONTEXT}"
             )
-        new_total, new_count = _remember(xp, total + log_keep, count + log_keep, now)
-        log_z = xp.where(changed, math.nan, _recall(xp, total, count, now))
-        return log_z, {"log_total": new_total, "log_count": new_count, "context": ids}
+        log_z = xp.where(changed, math.nan, _recall(past, now))
+        new = _remember(past, now, xp.ones_like(now), keep)
+        return log_z, {**new._asdict(), "context": ids}
 
     return LogZ(init, update, "running_log_z" + _with(decay))
 
@@ -180,28 +180,24 @@ def per_context_log_z(num_contexts: int, *, decay: float | None = None) -> LogZ:
     decay : float, optional
         Weight of a visit relative to the next one, in (0, 1).
     """
-    log_keep = math.log(_decay(decay))
+    keep = _decay(decay)
     num_contexts = count_of("num_contexts", num_contexts)
 
     def init() -> State:
-        return {"log_total": [-INF] * num_contexts, "log_count": [-INF] * num_contexts}
+        zeros = [0.0] * num_contexts
+        return {"origin": zeros, "log_mean": [-INF] * num_contexts, "count": zeros}
 
     def update(state: State, weights: LogWeights) -> tuple[Array, State]:
         now = logmeanexp(weights.log_weight)
         xp = namespace(now)
         ids = _ids(xp, weights, num_contexts, "per_context_log_z", "number of contexts")
-        table = [beside(now, state[k]) for k in ("log_total", "log_count")]
+        table = _Past(*(beside(now, state[k]) for k in _Past._fields))
         seen = _seen(xp, ids, num_contexts)
-        flat = xp.reshape(now, (1, -1))
-        add_total = logsumexp(xp.where(seen, flat, -INF), axis=1)
-        add_count = logsumexp(xp.where(seen, xp.zeros_like(flat), -INF), axis=1)
-        # Numbers alone would be of torch's default type, float32.
-        fade = xp.where(xp.any(seen, axis=1), log_keep, xp.zeros_like(add_total))
-        added = zip(table, (add_total, add_count), strict=True)
-        new_total, new_count = (xp.logaddexp(t + fade, a) for t, a in added)
-        total, count = (_look_up(xp, t, ids, now.shape) for t in table)
-        new = {"log_total": new_total, "log_count": new_count}
-        return _recall(xp, total, count, now), new
+        visits = xp.sum(xp.where(seen, xp.reshape(xp.ones_like(now), (1, -1)), 0.0), axis=1)
+        columns = xp.where(seen, xp.reshape(now, (1, -1)), -INF)
+        mean = logsumexp(columns, axis=1) - xp.log(xp.where(visits > 0, visits, 1.0))
+        past = _Past(*(_look_up(xp, t, ids, now.shape) for t in table))
+        return _recall(past, now), _remember(table, mean, visits, keep)._asdict()
 
     return LogZ(init, update, f"per_context_log_z({num_contexts}{_with(decay, ', ')})")
 
@@ -246,15 +242,36 @@ def learnt_log_z(
     return LogZ(init, update, name, value=initial, learnt=True)
 
 
-def _remember(xp: Any, total: Array, count: Array, now: Array) -> tuple[Array, Array]:
-    return xp.logaddexp(total, now), xp.logaddexp(count, xp.zeros_like(now))
+class _Past(NamedTuple):
+    """Weights of earlier steps, of each context: their mean is exp(origin + log_mean)."""
+
+    origin: Array
+    """Log-mean of the first step that accepted an outcome: an offset of log P, far from which
+    single precision has no digits for what a late step changes."""
+    log_mean: Array
+    count: Array
 
 
-def _recall(xp: Any, total: Array, count: Array, now: Array) -> Array:
+def _remember(past: _Past, now: Array, visits: Array, keep: float) -> _Past:
+    """With the log-mean weight of a step that is worth ``visits``; 0 of them change nothing."""
+    xp = namespace(now)
+    fresh = past.log_mean == -INF
+    origin = xp.where(fresh & (now > -INF), now, past.origin)
+    count = xp.where(visits > 0, keep * past.count + visits, past.count)
+    share = xp.where(visits > 0, visits, 0.0) / xp.where(count > 0, count, 1.0)
+    # Its change, and not a total: late steps are less than the rounding of that.
+    before = xp.where(fresh, 0.0, past.log_mean)
+    kept = xp.where(fresh | (share >= 1), -INF, xp.log1p(-xp.where(share < 1, share, 0.0)))
+    added = xp.where(share > 0, xp.log(xp.where(share > 0, share, 1.0)), -INF) + now - origin
+    log_mean = before + xp.logaddexp(kept, added - before)
+    return _Past(origin + xp.zeros_like(log_mean), log_mean, count)
+
+
+def _recall(past: _Past, now: Array) -> Array:
     """Mean of the earlier weights; of this batch's where there are none."""
-    known = total > -INF
-    past = xp.where(known, total, 0.0) - xp.where(known, count, 0.0)
-    return xp.where(known, past, now)[None, ...]
+    xp = namespace(now)
+    known = past.log_mean > -INF
+    return xp.where(known, past.origin + xp.where(known, past.log_mean, 0.0), now)[None, ...]
 
 
 def _ids(xp: Any, weights: LogWeights, size: int, who: str, table: str) -> Array:

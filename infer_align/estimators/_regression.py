@@ -144,4 +144,5 @@ def _log_variance_loss(log_policy: Array, log_density: Array, log_proposal: Arra
         return reverse_kl_loss(log_policy, log_density, None)
     xp = namespace(log_policy, log_density)
     q, d = xp.exp(log_proposal), log_policy - log_density
-    return (xp.sum(q * d**2, axis=0) - xp.sum(q * d, axis=0) ** 2) / 2
+    # About the mean: squares of an unknown log Z would leave no digits for their difference.
+    return xp.sum(q * (d - xp.sum(q * d, axis=0)) ** 2, axis=0) / 2

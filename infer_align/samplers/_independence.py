@@ -110,6 +110,6 @@ def _finished(
         largest = np.maximum(largest, bound.reshape(-1))
     some = largest > -math.inf
     over = np.where(some, logmeanexp(proposals) - np.where(some, largest, 0.0), -math.inf)
-    distance = (-np.expm1(over)) ** min(record.kept)
+    distance = (-np.expm1(np.minimum(over, 0.0))) ** min(record.kept)  # rounding may exceed 0
     distance = distance.reshape(source.shape)
     return record.sample(source, original, cluster, proposals, calls, method, distance)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from infer_align._numerics import logmeanexp
+from infer_align._numerics import logmeanexp, mean_under
 
 
 class WeightedSample(NamedTuple):
@@ -92,5 +92,5 @@ class WeightedSample(NamedTuple):
         values : array, shape (n, *contexts)
         """
         p = self.probabilities
-        mean = (p * np.where(p > 0, np.asarray(values, dtype=float), 0.0)).sum(axis=0)
+        mean = mean_under(p, np.where(p > 0, np.asarray(values, dtype=float), 0.0))
         return np.where(p.sum(axis=0) > 0, mean, math.nan)[()]

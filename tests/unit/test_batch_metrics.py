@@ -57,13 +57,13 @@ def test_on_policy_it_is_the_mean_over_accepted_outcomes():
 
 
 def test_off_policy_the_accepted_share_is_the_policys():
-    """(π/q φ) over accepted / (1 − rejected π/q): (1.5·2)/4 over 1 − .5/4."""
+    """φ = 2 and 0 are accepted, each from the other: 1 + (1.5·2 − 2·2)/4 over 1 − .5/4."""
     v, potential = np.array([1.5, 0.5, 0.0, 2.0]), np.array([2.0, -math.inf, 1.0, 0.0])
     with np.errstate(divide="ignore"):
         policy = np.log(v)
     weights = LogWeights(policy, policy + potential, np.zeros(4))
     found = batch_metrics(weights, policy, potential)
-    assert found["log_potential"] == pytest.approx((3.0 / 4) / (1 - 0.5 / 4))
+    assert found["log_potential"] == pytest.approx(1 - (1.0 / 4) / (1 - 0.5 / 4))
     assert found["acceptance"] == 0.5  # of the draws: π(y) = 0 rejects none, but P = 0 there
 
 

@@ -44,8 +44,9 @@ def test_running_log_z_fades_total_and_count(library):
     given, state = run(rule, *batches, weighing(1, 1, xp=xp))
     # total 2, 8 + 1 = 9, 5 + 4.5 = 9.5; count 1, 1.5, 1.75
     np.testing.assert_allclose(given, [2.0, 2.0, 6.0, 9.5 / 1.75], rtol=1e-12)
-    np.testing.assert_allclose(np.exp(float(state["log_total"])), 1 + 9.5 / 2)
-    np.testing.assert_allclose(np.exp(float(state["log_count"])), 1 + 1.75 / 2)
+    np.testing.assert_allclose(float(state["count"]), 1 + 1.75 / 2)
+    total = np.exp(float(state["origin"] + state["log_mean"])) * float(state["count"])
+    np.testing.assert_allclose(total, 1 + 9.5 / 2)
 
 
 def test_running_log_z_counts_all_steps_alike_without_decay():
@@ -69,8 +70,7 @@ def test_per_context_log_z_fades_with_visits_only(library):
     # context 1: total 9, 4 + 4.5 = 8.5, 5 + 4.25 = 9.25; count 1, 1.5, 1.75
     want = [[2, 9], [9, 1], [2, 8.5 / 1.5], [9.25 / 1.75, 9 / 1.5]]
     np.testing.assert_allclose(given, want, rtol=1e-12)
-    count = np.exp(np.asarray(state["log_count"]))
-    np.testing.assert_allclose(count, [1.75, 1.875, 1.0], rtol=1e-12)
+    np.testing.assert_allclose(np.asarray(state["count"]), [1.75, 1.875, 1.0], rtol=1e-12)
 
 
 def test_a_context_in_two_columns_counts_twice():
@@ -170,7 +170,10 @@ def test_a_default_learnt_log_z_for_two_prompts_says_what_to_write():
 
 
 def test_a_running_baseline_fades_total_and_count():
-    """Signals 1, 4, 2 at decay 1/4: before the third (4 + 1/4)/(1 + 1/4) = 3.4."""
+    """Signals 1, 4, 2 at decay 1/4: before the third (4 + 1/4)/(1 + 1/4) = 3.4.
+
+    The first has nothing before it, and takes the other outcomes of its batch.
+    """
     rule = estimators.running(decay=0.25)
     state, given = rule.init(), []
     for level in (1.0, 4.0, 2.0, 0.0):
@@ -178,26 +181,50 @@ def test_a_running_baseline_fades_total_and_count():
         b, state = rule.update(state, signal, ratio, math.inf)
         given.append(b)
     # total 1, 4.25, 2 + 4.25/4; count 1, 1.25, 1 + 1.25/4
-    want = [0.0, 1.0, 4.25 / 1.25, (2 + 4.25 / 4) / (1 + 1.25 / 4)]
+    want = [1.0, 1.0, 4.25 / 1.25, (2 + 4.25 / 4) / (1 + 1.25 / 4)]
     np.testing.assert_allclose([b[0] for b in given], np.array(want)[:, None] * np.ones(2))
     assert float(state["count"]) == pytest.approx(1 + (1 + 1.25 / 4) / 4)
 
 
 def test_a_running_baseline_pools_weighted_signals_over_contexts():
-    """The mean of (π/q) f' over outcomes and contexts, each step worth one."""
+    """Σ (π/q) f' / Σ π/q over outcomes and contexts, a step worth its mean π/q."""
     rule = estimators.running()
     ratio = np.array([[1.0, 2.0], [0.0, 1.0]])
     signal = np.array([[[3.0, 4.0]], [[math.inf, 5.0]]])  # π/q = 0 takes no part
     _, state = rule.update(rule.init(), signal, ratio, math.inf)
-    assert float(state["total"]) == (3 + 8 + 0 + 5) / 4
+    assert float(state["mean"]) == (3 + 8 + 0 + 5) / (1 + 2 + 0 + 1)
     assert float(state["count"]) == 1.0
+    b, state = rule.update(state, np.full((2, 1, 2), 10.0), 3 * np.ones((2, 2)), math.inf)
+    np.testing.assert_allclose(b, 4.0)
+    assert float(state["mean"]) == (4 * 1 + 10 * 3) / 4
+
+
+def test_the_first_of_a_running_baseline_has_no_mean_to_take():
+    """One outcome a context has no others: 0, and the next step has its signal."""
+    rule, one = estimators.running(), np.ones((1, 2))
+    b, state = rule.update(rule.init(), np.full((1, 1, 2), 7.0), one, math.inf)
+    assert (b == 0).all()
+    assert (rule.update(state, np.full((1, 1, 2), 7.0), one, math.inf)[0] == 7).all()
 
 
 def test_leave_one_out_is_weighted_by_the_others():
-    """Off-policy b_0 = ((π/q) f')_1 with n = 2, and no more of its own weight."""
-    ratio, signal = np.array([0.5, 3.0]), np.array([[10.0], [20.0]])
+    """Off-policy b_0 = (3·20 + 1·60)/(3 + 1) = 30, and no more of its own weight."""
+    ratio, signal = np.array([0.5, 3.0, 1.0]), np.array([[10.0], [20.0], [60.0]])
     b, _ = estimators.leave_one_out().update({}, signal, ratio, math.inf)
-    np.testing.assert_allclose(b, [60.0, 5.0])
+    np.testing.assert_allclose(b, [30.0, 65 / 1.5, 65 / 3.5])
+    wide = np.broadcast_to(signal, (3, 3))
+    np.testing.assert_allclose(estimators.leave_one_out().update({}, wide, ratio, math.inf)[0], b)
+
+
+def test_leave_one_out_of_a_dominating_outcome():
+    """Where one π/q is nearly all of their sum, its others are still what they are; of none, 0."""
+    signal = np.array([[1.0], [5.0], [7.0]])
+    for small in (1e-20, 1e-200):
+        ratio = np.array([small, 1.0, 3 * small])
+        b, _ = estimators.leave_one_out().update({}, signal, ratio, math.inf)
+        np.testing.assert_allclose(b, [5.0, (1 + 3 * 7) / 4, 5.0])
+    b, _ = estimators.leave_one_out().update({}, signal, np.array([0.0, 1.0, 0.0]), math.inf)
+    np.testing.assert_allclose(b, [5.0, 0.0, 5.0])
 
 
 # What an update reports
@@ -227,13 +254,16 @@ def test_coefficient_bias_of_truncation_and_clipping_together():
 
 
 def test_coefficient_bias_is_reported_with_an_exact_estimators_baseline():
-    """With leave-one-out both baselines count: exact b = (4, −1), kept b = (2, −.5)."""
-    w = LogWeights(np.log([0.5, 4.0]), np.log([0.5, 4.0]) - [-2.0, 1.0], np.zeros(2))
+    """With leave-one-out both baselines count: exact b = (2, 10/3, 2/3), kept (8/3, 10/3, 0.4)."""
+    policy = np.log([0.5, 4.0, 1.0])
+    w = LogWeights(policy, policy - [-2.0, 1.0, 6.0], np.zeros(3))
     estimator = estimators.reinforce(truncate=2.0)
     c, _, info = estimator.update(estimator.init(), w)
-    # exact: .5(−2 − 4)/2 = −1.5 and 4(1 + 1)/2 = 4; kept: .5(−2 − 2)/2 = −1 and 2(1 + 1)/2 = 2
-    np.testing.assert_allclose(c, [-1.0, 2.0])
-    assert float(info["coefficient_bias"]) == pytest.approx(0.5 + 2.0)
+    # exact b: (4 + 6)/5 = 2, (−1 + 6)/1.5 = 10/3, (−1 + 4)/4.5 = 2/3
+    # kept b: (2 + 6)/3 = 8/3, 10/3, (−1 + 2)/2.5 = 0.4
+    exact = [0.5 * (-2 - 2) / 3, 4 * (1 - 10 / 3) / 3, (6 - 2 / 3) / 3]
+    np.testing.assert_allclose(c, [0.5 * (-2 - 8 / 3) / 3, 2 * (1 - 10 / 3) / 3, 5.6 / 3])
+    assert float(info["coefficient_bias"]) == pytest.approx(np.abs(c - exact).sum())
 
 
 def test_the_states_of_an_exact_estimator_do_not_see_its_bounds():
@@ -241,7 +271,7 @@ def test_the_states_of_an_exact_estimator_do_not_see_its_bounds():
     w = LogWeights(np.log([0.5, 4.0]), np.log([0.5, 4.0]) - [-2.0, 1.0], np.zeros(2))
     estimator = estimators.reinforce(baseline=estimators.running(), truncate=2.0)
     _, state, _ = estimator.update(estimator.init(), w)
-    assert float(state["baseline"]["total"]) == pytest.approx((0.5 * -2 + 2 * 1) / 2)
+    assert float(state["baseline"]["mean"]) == pytest.approx((0.5 * -2 + 2 * 1) / 2.5)
 
 
 def test_trajectory_balance_reports_its_log_z():
