@@ -80,9 +80,7 @@ def log_z_agreement(
     gap = np.where(used, difference, math.nan)
     # Weights without spread: no error, and no difference beyond rounding.
     exact = used & (se == 0)
-    off = np.where(
-        np.abs(difference) <= 10 * ties(value), 0.0, np.copysign(math.inf, gap)
-    )
+    off = np.where(np.abs(difference) <= 10 * ties(value), 0.0, np.copysign(math.inf, gap))
     z = np.where(exact, off, gap / np.where(se > 0, se, 1.0))
     compared = z[used & ~(exact & (off == 0))]
     pit = stats.norm.cdf(z)

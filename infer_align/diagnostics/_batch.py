@@ -30,9 +30,9 @@ def batch_metrics(weights: LogWeights, log_prior: Array, log_potential: Array) -
     -------
     dict of str to float
         Under the policy, in nats: ``log_potential`` (of a tilt reward/β, and no reward; of
-        accepted outcomes, each taken from the mean of the others), ``kl_prior``, ``reverse_kl``. Under the target: ``forward_kl`` (nats). Of the draws
-        themselves: ``acceptance`` (the share that the target accepts), ``log_z`` (nats) and
-        ``ess`` (share of n).
+        accepted outcomes, each taken from the mean of the others), ``kl_prior``, ``reverse_kl``.
+        Under the target: ``forward_kl`` (nats). Of the draws themselves: ``acceptance`` (the share
+        that the target accepts), ``log_z`` (nats) and ``ess`` (share of n).
 
     Examples
     --------

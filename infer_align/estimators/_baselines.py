@@ -5,8 +5,9 @@ the gradient unbiased, because E_q[(π/q) ∇log π] = 0. A baseline sees ``sign
 outcome j at the Ẑ that outcome i uses (one column where all share Ẑ), so that a leave-one-out
 Ẑ₋ᵢ meets only baselines that use Ẑ₋ᵢ too.
 
-Means of (π/q) f' are over the sum of their π/q, not over their number: a constant in f' (an offset of
-the rewards, under an unknown log Z) then cancels from f' − b in every batch, as it does in expectation.
+Means of (π/q) f' are over the sum of their π/q, not over their number: a constant in f' (an offset
+of the rewards, where log Z is unknown) then cancels from f' − b in every batch, as it does in
+expectation.
 """
 
 import math
@@ -110,17 +111,22 @@ def running(*, decay: float | None = None) -> Baseline:
     keep = _decay(decay)
 
     def init() -> State:
-        return {"mean": 0.0, "count": 0.0}
+        return {"origin": 0.0, "mean": 0.0, "count": 0.0}
 
     def update(state: State, signal: Array, ratio: Array, at_inf: float) -> tuple[Array, State]:
         xp = namespace(signal)
-        mean, count = (beside(ratio, state[k]) for k in ("mean", "count"))
+        origin, mean, count = (beside(ratio, state[k]) for k in ("origin", "mean", "count"))
         first, _ = leave_one_out().update({}, signal, ratio, at_inf)
-        b = xp.where(count > 0, xp.zeros_like(ratio[:1]) + mean, first)
-        # By its change: a total over many steps would leave no digits for the next one.
-        total = keep * count + xp.mean(ratio)
-        change = xp.mean(_weighted(ratio, signal - mean)) / xp.where(total > 0, total, 1.0)
-        return b, {"mean": mean + change, "count": total}
+        b = xp.where(count > 0, xp.zeros_like(ratio[:1]) + origin + mean, first)
+        share = xp.mean(ratio)
+        now = xp.mean(_weighted(ratio, signal)) / xp.where(share > 0, share, 1.0)
+        # From the first step's, and by its change: single precision has no digits for what a late
+        # step adds to a total, or to the mean of signals with an offset.
+        origin = xp.where(count > 0, origin, now)
+        total = keep * count + share
+        change = xp.mean(_weighted(ratio, signal - origin - mean))
+        mean = mean + change / xp.where(total > 0, total, 1.0)
+        return b, {"origin": origin, "mean": mean, "count": total}
 
     name = "running" if decay is None else f"running(decay={decay:g})"
     return Baseline(init, update, name)

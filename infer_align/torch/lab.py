@@ -187,7 +187,10 @@ class _Bench:
             log_proposal = None
             if self.proposal is not None:
                 log_proposal = self.space.log_prob(self.proposal(*self.of_policy)).double()
-            log_density = self.space.log_density(self.target, *self.of_target).double()
+            # Added in double precision, as `gradient` does: rewards may have an offset.
+            prior = self.space.log_prob(self.target.given(*self.of_target)).double()
+            potential = self.space.log_potential(self.target, *self.of_target).double()
+            log_density = add_potential(prior, potential, self.target.name)
         slopes: dict[str, Any] = {}
         for label, e in estimators.items():
             if not listed_.has_exact(e, off_policy=log_proposal is not None):

@@ -192,11 +192,11 @@ def test_a_running_baseline_pools_weighted_signals_over_contexts():
     ratio = np.array([[1.0, 2.0], [0.0, 1.0]])
     signal = np.array([[[3.0, 4.0]], [[math.inf, 5.0]]])  # π/q = 0 takes no part
     _, state = rule.update(rule.init(), signal, ratio, math.inf)
-    assert float(state["mean"]) == (3 + 8 + 0 + 5) / (1 + 2 + 0 + 1)
+    assert float(state["origin"] + state["mean"]) == (3 + 8 + 0 + 5) / (1 + 2 + 0 + 1)
     assert float(state["count"]) == 1.0
     b, state = rule.update(state, np.full((2, 1, 2), 10.0), 3 * np.ones((2, 2)), math.inf)
     np.testing.assert_allclose(b, 4.0)
-    assert float(state["mean"]) == (4 * 1 + 10 * 3) / 4
+    assert float(state["origin"] + state["mean"]) == (4 * 1 + 10 * 3) / 4
 
 
 def test_the_first_of_a_running_baseline_has_no_mean_to_take():
@@ -271,7 +271,9 @@ def test_the_states_of_an_exact_estimator_do_not_see_its_bounds():
     w = LogWeights(np.log([0.5, 4.0]), np.log([0.5, 4.0]) - [-2.0, 1.0], np.zeros(2))
     estimator = estimators.reinforce(baseline=estimators.running(), truncate=2.0)
     _, state, _ = estimator.update(estimator.init(), w)
-    assert float(state["baseline"]["mean"]) == pytest.approx((0.5 * -2 + 2 * 1) / 2.5)
+    assert float(sum(state["baseline"][k] for k in ("origin", "mean"))) == pytest.approx(
+        (0.5 * -2 + 2 * 1) / 2.5
+    )
 
 
 def test_trajectory_balance_reports_its_log_z():
