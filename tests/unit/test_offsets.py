@@ -12,6 +12,8 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from infer_align import RewardCdf, diagnostics, divergences, estimators, soft_best_of_n, tilt
 from infer_align.diagnostics import assess, assess_sample, batch_metrics, pareto_khat
@@ -386,8 +388,11 @@ def test_a_feature_of_large_mean_has_its_own_spread():
 @every_offset
 def test_equal_weights_tie_at_every_offset(c):
     """log P − log q of a constraint: equal, but for the rounding of each sum. No tail to fit."""
-    log_q = np.log(np.random.default_rng(0).dirichlet(np.ones(400)))
-    assert pareto_khat((log_q + c) - log_q) == -INF
+    log_q = np.log(np.random.default_rng(0).uniform(size=(400, 2000)))
+    log_p = np.full(2000, c)
+    for token in log_q:  # a reward whose tokens are added to the offset
+        log_p = log_p + token
+    assert pareto_khat(log_p - log_q.sum(axis=0)) == -INF
     spread = np.random.default_rng(1).exponential(size=4000) / 2
     assert pareto_khat(spread + c) == pytest.approx(pareto_khat(spread), abs=1e-5)
 
@@ -462,3 +467,16 @@ def test_estimated_potentials_and_their_errors_are_free_of_an_offset(c):
         target = soft_best_of_n(prior, reward, 4, 0.5, RewardCdf.estimate(reward(sampled)))
         found.append([target.log_potential(jnp.arange(5)), target.log_potential_se(jnp.arange(5))])
     np.testing.assert_allclose(found[1], found[0], atol=rounding(c))
+
+
+def test_a_histogram_of_a_large_feature_with_few_outliers():
+    """Where 99.8% of the draws have one value the bins are about it, wide enough to differ."""
+    x = np.full((20_000, 1), 1e8)
+    x[:13, 0] += np.arange(1, 14)
+    tree = assess(LogWeights(0 * x, 0 * x), features={"x": x})
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    diagnostics.plot_pairs(tree, figure)
+    for patch in figure.axes[0].patches:
+        assert np.isfinite(patch.get_xy()).all()
+        assert patch.get_xy()[:, 1].max() > 0
