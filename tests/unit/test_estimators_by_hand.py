@@ -80,10 +80,12 @@ def test_a_context_in_two_columns_counts_twice():
         rule,
         weighing([2, 6], [2, 6], context=[1, 1]),
         weighing([4, 4], [4, 4], context=[1, 1]),
-        weighing([1, 1], [1, 1], context=[1, 1]),
+        weighing([9], [9], context=[1]),
+        weighing([1], [1], context=[1]),
     )
-    # total 8, 8 + 4 = 12; count 2, 2 + 1 = 3
-    np.testing.assert_allclose(given, [[2, 6], [4, 4], [4, 4]], rtol=1e-12)
+    # total 8, 8 + 4 = 12, 9 + 6 = 15; count 2, 2 + 1 = 3, 1 + 1.5 = 2.5
+    np.testing.assert_allclose(given[:2], [[2, 6], [4, 4]], rtol=1e-12)
+    np.testing.assert_allclose(given[2:], [[4], [6]], rtol=1e-12)
 
 
 def test_log_z_rules_use_the_batch_where_nothing_was_accepted_before():
