@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Float
 
+from infer_align.jax._checks import check_params, optimizer_or_adam
 from infer_align.samplers import NextTwist, Source, WeightedSample, next_twist
 from infer_align.samplers._contrastive import Contrast, contrast
 
