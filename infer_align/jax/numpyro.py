@@ -69,6 +69,7 @@ def target(
     normalised distributions: whole plates, no masks. Parameters (``numpyro.param``) are constants
     at their initial values; random initial values, and ``numpyro.prng_key``, are the same at
     every evaluation.
+    A value outside the support of its site, observed ones too, has log-density −inf.
 
     Raises
     ------

@@ -62,6 +62,7 @@ def target(
     Every site has one log-probability an outcome, of shape ``(n, *contexts)``. On first use a
     batch is compared with two of its outcomes alone, so that a potential that mixes outcomes is
     refused.
+    A value outside the support of its site, observed ones too, has log-density −inf.
 
     Raises
     ------

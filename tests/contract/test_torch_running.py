@@ -267,6 +267,29 @@ def test_rows_apart_by_more_than_a_window(kind) -> None:
     assert logits[:, :4].isnan().any()  # why; if this fails, Transformers has changed
 
 
+def test_rows_of_the_check_fit_the_context() -> None:
+    """Short rows for the wide gap: Gemma-2 has a window of 4096 in a context of 8192."""
+    assert list(handling._pairs(4096, 0, 8192)) == [(4097, 4100), (4, 4101)]
+    assert list(handling._pairs(4096, 0, 4100)) == [(4097, 4100)]
+    assert list(handling._pairs(20, 6, 64)) == [(21, 24), (10, 31)]
+    assert list(handling._pairs(0, 0, 64)) == [(4, 7)]
+    assert not list(handling._pairs(0, 6, 9))
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_the_check_keeps_the_columns_that_it_reads(kind: str) -> None:
+    """Of a vocabulary of 256,000 the columns of a long row would take gigabytes."""
+    network = (tiny_lm(kind) if kind == "llama" else as_lm(mamba()))._network
+    assert network._keeps_logits
+    ids = torch.tensor([[1, 2, 3, 0, 1, 2], [2, 2, 1, 0, 3, 1]])
+    whole = network(ids, None, None, 6)[0]
+    for keep, only in ((4, 2), (6, 3), (2, None), (3, 3)):
+        found = network(ids, None, None, keep, only=only)[0]
+        assert torch.allclose(found, whole[:, 6 - keep :][:, :only], atol=1e-6)
+    network._keeps_logits = False  # as classes that give all columns
+    assert torch.allclose(network(ids, None, None, 4, only=2)[0], whole[:, 2:4], atol=1e-6)
+
+
 def test_a_network_whose_past_depends_on_its_length_is_refused() -> None:
     """ProphetNet; in float64 a mask that hides nothing gives NaN, which is not the reason."""
     for dtype in (torch.float32, torch.float64):
