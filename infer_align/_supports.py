@@ -167,9 +167,10 @@ def _feasible(support: Any, value: Any) -> Any:
     """A value inside; None where none is known, and the value itself has to do."""
     low, high = _bounds(support)
     if low is None and high is None:
-        if hasattr(support, "feasible_like"):
+        try:
             return support.feasible_like(value)
-        return 0 if type(support).__name__ == "_Boolean" else None
+        except (AttributeError, NotImplementedError):  # of torch, or a user's own constraint
+            return 0 if type(support).__name__ == "_Boolean" else None
     if support.is_discrete:
         return high if low is None else low
     if low is None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.distributions import transforms
+from numpyro.distributions import constraints, transforms
 
 from infer_align import _supports, divergences, exact, f_dpg, samplers, tilt
 from infer_align.estimators import none
@@ -100,6 +100,27 @@ def test_the_density_is_0_outside_and_its_derivatives_are_finite(case: str) -> N
 def test_derivatives_are_finite_with_validation_too(case: str) -> None:
     numpyro.enable_validation()
     test_the_density_is_0_outside_and_its_derivatives_are_finite(case)
+
+
+class Even(constraints.ParameterFreeConstraint):
+    """A constraint of a user's, which knows no feasible value."""
+
+    is_discrete = True
+
+    def __call__(self, x):
+        return x % 2 == 0
+
+
+class Evens(dist.Distribution):
+    support = Even()
+
+    def log_prob(self, value):
+        return jnp.full(jnp.shape(value), -1.0)
+
+
+def test_a_constraint_of_a_users_own() -> None:
+    found = _supports.log_prob(Evens(), jnp.array([1, 2, 3]))
+    np.testing.assert_array_equal(found, [-np.inf, -1.0, -np.inf])
 
 
 def prior():
