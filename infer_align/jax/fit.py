@@ -187,14 +187,18 @@ def fit(
     jax.eval_shape(jax.grad(support), params)  # before anything is drawn
     fresh = FitState(0, run.optimizer.init(params), estimator.init())
     if resume is not None:
-        instance("resume", resume, FitState, "the state of a Step")
-        for what, new, old in zip(fresh._fields, fresh, resume, strict=True):
-            if jax.tree.structure(new) != jax.tree.structure(old):
-                raise ValueError(
-                    f"the {what} state to resume from was made by another {what}; resume with "
-                    "the arguments of the earlier fit"
-                )
+        _check_resume(resume, fresh)
     return run.steps(key, params, fresh if resume is None else resume, steps)
+
+
+def _check_resume(resume: FitState, fresh: FitState) -> None:
+    instance("resume", resume, FitState, "the state of a Step")
+    for what, new, old in zip(fresh._fields, fresh, resume, strict=True):
+        if jax.tree.structure(new) != jax.tree.structure(old):
+            raise ValueError(
+                f"the {what} state to resume from was made by another {what}; resume with "
+                "the arguments of the earlier fit"
+            )
 
 
 def policy_gradient(
