@@ -48,7 +48,9 @@ def real(what: str, value: Any, *, need: str = "a number") -> float:
 
 def numeric(what: str, value: Any, *, need: str = "a number") -> Any:
     """The value as it is, an array or a tracer too, unless it is text, a boolean or complex."""
-    if value is None or isinstance(value, bool | str | bytes | complex | list | tuple):
+    dtype = str(getattr(value, "dtype", ""))
+    no_number = isinstance(value, bool) or not hasattr(value, "__float__")
+    if no_number or any(kind in dtype for kind in ("complex", "bool", "object", "str")):
         raise TypeError(f"{what} must be {need}, got {value!r} ({type(value).__name__})")
     return value
 
@@ -56,12 +58,10 @@ def numeric(what: str, value: Any, *, need: str = "a number") -> Any:
 def scalar(what: str, value: Any, *, need: str = "a number") -> Any:
     """One number, also as an array of a library or a tracer; NumPy's as the number that it is."""
     numeric(what, value, need=need)
-    shape = getattr(value, "shape", ())
-    dtype = str(getattr(value, "dtype", ""))
-    if shape != () or "complex" in dtype or "bool" in dtype:
+    if (shape := tuple(getattr(value, "shape", ()))) != ():
         raise TypeError(
-            f"{what} must be {need}, got {type(value).__name__} of shape {tuple(shape)} "
-            f"({dtype}); for several, call once for each"
+            f"{what} must be {need}, got {type(value).__name__} of shape {shape}; for several, "
+            "call once for each"
         )
     return value.item() if isinstance(value, np.ndarray | np.generic) else value
 
@@ -73,12 +73,17 @@ def array(what: str, value: Any, *, need: str = "an array of shape (n, *contexts
     return value
 
 
-def reals(what: str, value: Any, *, need: str = "an array of numbers") -> np.ndarray:
-    """Numbers as a NumPy array of float64: no text, no booleans, nothing ragged or complex."""
+def reals(what: str, value: Any, *, need: str = "an array of numbers", axes: int = 0) -> np.ndarray:
+    """Numbers as a NumPy array of float64, of so many axes at least.
+
+    Text, booleans, and what is ragged or complex are no numbers; NaN and infinities are.
+    """
     try:
         out = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged, a tracer, a tensor's gradient
         raise TypeError(f"{what} must be {need}, got a {type(value).__name__}: {error}") from None
+    if out.ndim < axes:
+        raise ValueError(f"{what} must be {need} with {axes} axes or more, got {value!r}")
     if out.dtype == object:  # fractions and decimals, or no numbers at all
         return np.array([_real(f"each entry of {what}", x, "a number") for x in out.flat]).reshape(
             out.shape
@@ -113,6 +118,37 @@ def instance(what: str, value: T, kind: type, example: str) -> T:
         raise TypeError(
             f"{what} must be {article} {kind.__name__}, got {shown} ({type(value).__name__}); "
             f"give one, such as {example}"
+        )
+    return value
+
+
+def entries(what: str, value: Any, *, of: str = "numbers") -> list[Any]:
+    """The entries of a sequence, as a list.
+
+    Raises
+    ------
+    TypeError
+        For a text, a mapping, and what has no entries.
+    """
+    single = isinstance(value, str | bytes | Mapping) or getattr(value, "shape", None) == ()
+    if single or not hasattr(value, "__iter__"):
+        raise TypeError(
+            f"{what} must be a sequence of {of}, got {value!r} ({type(value).__name__}); write "
+            "[...] around a single one"
+        )
+    return list(value)
+
+
+def function(what: str, value: Any, takes: str) -> Callable[..., Any]:
+    """A function; ``takes`` says of what, and what it gives.
+
+    Raises
+    ------
+    TypeError
+    """
+    if not callable(value):
+        raise TypeError(
+            f"{what} must be a function {takes}, got {value!r} ({type(value).__name__})"
         )
     return value
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from infer_align._arguments import reals
 from infer_align._numerics import Array, ties
 
 KHAT_LIMIT = 0.5
@@ -116,7 +117,7 @@ def kish_ess(log_weights: np.ndarray) -> Array:
 
 def _log_weights(values: Any) -> np.ndarray:
     """In NumPy; at least one, and no NaN or +inf."""
-    out = np.asarray(values, dtype=np.float64)
+    out = reals("log_weights", values, need="an array of log-weights")
     if not out.size or not out.ndim or np.isnan(out).any() or (out == math.inf).any():
         raise ValueError(
             f"log-weights of shape {out.shape} with {int(np.isnan(out).sum())} NaN and "

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from infer_align._numerics import Array, namespace, softplus
+from infer_align._arguments import array, number
+from infer_align._numerics import Array, as_real, check_defined, namespace, softplus
 
 __all__ = [
     "ALL",
@@ -109,6 +110,14 @@ class FDivergence:
         array, shape (*contexts)
             D_f(π‖p) ≥ 0; ``inf`` where the divergence is.
         """
+        for what, law in (("log_policy", log_policy), ("log_target", log_target)):
+            array(what, law, need="an array of log-probabilities, (n, *contexts)")
+            check_defined(as_real(law, what), what)
+        if log_policy.shape != log_target.shape:
+            raise ValueError(
+                f"log_policy has shape {tuple(log_policy.shape)} and log_target "
+                f"{tuple(log_target.shape)}; give both over the same outcomes and contexts"
+            )
         xp = namespace(log_policy, log_target)
         in_policy, in_target = log_policy > -INF, log_target > -INF
         both = in_policy & in_target
@@ -256,7 +265,7 @@ def generalized_jensen_shannon(w: float) -> FDivergence:
     >>> round(float(gjs / jensen_shannon(policy, target)), 10)
     4.0
     """
-    if not 0 <= w <= 1:
+    if not 0 <= number("w, the weight of the target,", w) <= 1:
         raise ValueError(f"the weight of the target must lie in [0, 1], got {w}")
     if w in (0, 1):
         return forward_kl if w == 0 else reverse_kl
@@ -298,8 +307,7 @@ def alpha(a: float) -> FDivergence:
     >>> round(float(alpha(2.0)(policy, target) / pearson_chi2(policy, target)), 10)
     0.5
     """
-    if not math.isfinite(a):
-        raise ValueError(f"the order of an α divergence must be a finite number, got {a}")
+    a = number("the order of an α divergence", a)
     if a in (0, 1):
         return forward_kl if a == 0 else reverse_kl
     f_prime = _generator(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from infer_align._numerics import ties
+from infer_align.diagnostics._tree import group_of
 
 if TYPE_CHECKING:
     import xarray
@@ -108,6 +109,6 @@ def log_z_agreement(
 
 def _log_z(tree: "xarray.DataTree") -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Labels of the contexts, log Ẑ, its standard error and whether it is reliable."""
-    data = tree["diagnostics/contexts"].to_dataset()
+    data = group_of(tree, "diagnostics/contexts")
     value, se, _, _, reliable = data["log_z"].values
     return data["context"].values, value, se, reliable > 0

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from infer_align._arguments import array, instance
 from infer_align._numerics import Array, log_ratio, logmeanexp
 from infer_align.diagnostics._draws import numpy
 from infer_align.estimators import LogWeights
@@ -44,6 +45,14 @@ def batch_metrics(weights: LogWeights, log_prior: Array, log_potential: Array) -
     >>> m["log_potential"], round(m["log_z"], 4)
     (0.5, 0.6201)
     """
+    instance("weights", weights, LogWeights, "LogWeights(log_policy, log_target)")
+    shape = tuple(array("log policy", weights.policy).shape)
+    for what, x in (("log_prior", log_prior), ("log_potential", log_potential)):
+        if tuple(array(what, x).shape) != shape:
+            raise ValueError(
+                f"{what} has shape {tuple(x.shape)} and log policy {shape}; all must be "
+                "(n, *contexts), one number an outcome"
+            )
     weights = LogWeights(*(None if x is None else numpy(x) for x in weights[:3]))
     log_prior, log_potential = numpy(log_prior), numpy(log_potential)
     accepted = weights.target > -math.inf

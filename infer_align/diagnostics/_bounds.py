@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from infer_align._arguments import count
+from infer_align._arguments import array, count, function
 from infer_align._numerics import Array
 from infer_align.diagnostics._draws import numpy
 from infer_align.diagnostics._estimates import interval
@@ -171,6 +171,7 @@ def replicate(
     >>> bool(-0.3 < log_z_bounds(replicate(importance, 20)).low < 0)
     True
     """
+    function("estimate", estimate, "of the number of a run, giving its WeightedSample")
     rows = []
     for run in range(count("replications", replications)):
         sample = estimate(run)
@@ -222,7 +223,7 @@ def reverse_kl_bounds(
     (True, True)
     """
     check_level(level)
-    shape = tuple(log_policy.shape)
+    shape = tuple(array("log_policy", log_policy).shape)
     policy = checked(log_policy, "log_policy", shape)
     target = checked(log_target, "log_target", shape)
     if bad := int((policy == -INF).sum()):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from infer_align._arguments import count
+from infer_align._arguments import array, count
 from infer_align._numerics import Array
 from infer_align.diagnostics._draws import numpy
 
@@ -81,6 +81,7 @@ def mode_coverage(
     (0.8, 0.666667, 3)
     """
     p = _probabilities(log_target, "target")
+    array("drawn", drawn, need="an array of positions, (n, *contexts)")
     drawn = np.asarray(drawn).reshape(len(drawn), -1)
     if drawn.dtype.kind not in "iu":
         raise ValueError(f"drawn holds positions, integers, got {drawn.dtype}: space.index(draws)")
@@ -127,7 +128,7 @@ def expected_coverage(
     >>> round(float(found.mass), 6), round(float(found.mass_of_target), 6)
     (0.59, 0.75)
     """
-    n = n if n == math.inf else count("n", n)
+    n = n if isinstance(n, float) and n == math.inf else count("n", n)
     p, policy = _probabilities(log_target, "target"), _probabilities(log_policy, "policy")
     if p.shape != policy.shape:
         raise ValueError(
@@ -159,6 +160,7 @@ def _coverage(
 
 def _probabilities(log_prob: Array, name: str) -> np.ndarray:
     """Probabilities (N, contexts), which must sum to one."""
+    array(f"log_{name}", log_prob, need="an array of log-probabilities, (N, *contexts)")
     values = numpy(log_prob)
     p = np.exp(values.reshape(len(values), -1))
     if not np.allclose(p.sum(axis=0), 1.0, atol=1e-4):

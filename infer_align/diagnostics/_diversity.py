@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
-from infer_align._arguments import count
+from infer_align._arguments import count, entries
 
 
 def distinct_n(sequences: Sequence[Sequence[Hashable]], size: int = 1) -> float:
@@ -40,7 +41,7 @@ def distinct_n(sequences: Sequence[Sequence[Hashable]], size: int = 1) -> float:
     (0.4, 0.6667)
     """
     size = count("size, the tokens of an n-gram,", size)
-    grams = [tuple(s[i : i + size]) for s in sequences for i in range(len(s) - size + 1)]
+    grams = [tuple(s[i : i + size]) for s in _listed(sequences) for i in range(len(s) - size + 1)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
@@ -88,7 +89,7 @@ def self_bleu(
             "self_bleu needs sacrebleu, which is not installed: pip install sacrebleu",
             name="sacrebleu",
         ) from error
-    kept = [s for s in sequences if len(s)]
+    kept = [s for s in _listed(sequences) if len(s)]
     if len(kept) > max_sequences:
         chosen = np.random.default_rng(seed).choice(len(kept), max_sequences, replace=False)
         kept = [kept[i] for i in sorted(chosen)]
@@ -101,3 +102,14 @@ def self_bleu(
         bleu.sentence_score(text, texts[:i] + texts[i + 1 :]).score for i, text in enumerate(texts)
     ]
     return float(np.mean(scores)) / 100
+
+
+def _listed(sequences: Any) -> list[Any]:
+    """Sequences of tokens; a text of one is a list of letters, and refused."""
+    out = entries("sequences", sequences, of="sequences of tokens")
+    if bad := [s for s in out if not hasattr(s, "__len__")]:
+        raise TypeError(
+            f"each of sequences must be a sequence of tokens, got {bad[0]!r} "
+            f"({type(bad[0]).__name__})"
+        )
+    return out

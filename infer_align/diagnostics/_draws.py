@@ -8,7 +8,7 @@ import numpy as np
 from array_api_compat import is_torch_array
 
 from infer_align._arguments import array as checked_array
-from infer_align._arguments import instance, mapping
+from infer_align._arguments import instance, mapping, reals
 from infer_align._numerics import Array, as_real
 from infer_align.estimators import LogWeights
 
@@ -85,7 +85,7 @@ def numpy(array: Array) -> np.ndarray:
     as_real(array, "an array given to the diagnostics")
     if is_torch_array(array):
         array = array.detach().cpu().double()
-    return np.asarray(array, dtype=np.float64)
+    return reals("what is given to the diagnostics", array)
 
 
 def per_context(value: float | Array, shape: tuple[int, ...]) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from infer_align._arguments import number
+from infer_align._arguments import mapping, number
 from infer_align._numerics import mean_under
 from infer_align.diagnostics._summary import Estimate
 from infer_align.diagnostics._tree import estimates
@@ -78,7 +78,8 @@ def frontier_points(
     True
     """
     scale = number("scale", scale)
-    return tuple(_point(label, tree, feature, scale) for label, tree in trees.items())
+    named = mapping("trees", trees, entries="assessed trees", optional=False)
+    return tuple(_point(label, tree, feature, scale) for label, tree in named.items())
 
 
 def _point(label: str, tree: "xarray.DataTree", feature: str | None, scale: float) -> FrontierPoint:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import is_torch_array
 
+from infer_align._arguments import mapping
 from infer_align._numerics import Array
 from infer_align.diagnostics._draws import numpy
 from infer_align.diagnostics._estimates import interval
@@ -251,6 +252,7 @@ def compare_gradients(
     8.0
     """
     check_level(level)
+    mapping("measurements", measurements, entries="measurements", optional=False)
     if not measurements:
         raise ValueError("there is nothing to compare; give at least one estimator")
     rows = tuple(_row(label, m, level) for label, m in measurements.items())

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from infer_align._arguments import number
+from infer_align._arguments import entries, instance, number
 from infer_align._numerics import NOISE, Array
 from infer_align._reliability import ESS_LIMIT, KHAT_LIMIT, Worth, worth
 from infer_align.diagnostics._draws import Draws
@@ -73,6 +73,9 @@ def summarise(
 ) -> Summary:
     """Estimate everything. Without ``khat`` (slow: a fit per context) the ESS alone decides."""
     check_level(level)
+    divergences = entries("divergences", divergences, of="FDivergence")
+    for one in divergences:
+        instance("each of divergences", one, FDivergence, "divergences.reverse_kl")
     kinds = {"": draws.log_target_weight, "_policy": draws.log_policy_weight}
     grounds = Grounds({k: worth(x, khat=khat) for k, x in kinds.items()})
     estimates = moments(draws, divergences)

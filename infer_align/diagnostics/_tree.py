@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from array_api_compat import is_torch_array
 
+from infer_align._arguments import entries, scalar
 from infer_align._numerics import Array
 from infer_align.diagnostics._draws import draws, errors, numpy, per_context
 from infer_align.diagnostics._summary import STATISTICS, Estimate, Summary, summarise, withdraw
@@ -138,12 +139,13 @@ def assess(
     se = None if log_target_se is None else errors(log_target_se, tuple(weights.policy.shape))
     bound = None if log_bound is None else per_context(log_bound, tuple(weights.policy.shape[1:]))
     summary = summarise(d, divergences, level, log_target_se=se, log_bound=bound)
-    if withdrawn:
+    if len(withdrawn := entries("withdrawn", withdrawn, of="texts")):
         summary = withdraw(summary, withdrawn)
     labels = context_labels(weights.context, contexts, d.log_policy.shape[1])
     attributes = {"level": level, "n": len(d.log_policy), "on_policy": int(d.on_policy)}
     if max_sample_score_difference is not None:
-        attributes["max_sample_score_difference"] = float(max_sample_score_difference)
+        difference = scalar("max_sample_score_difference", max_sample_score_difference)
+        attributes["max_sample_score_difference"] = float(difference)
     stats = {
         "log_policy": d.log_policy,
         "log_target": d.log_target,
@@ -155,6 +157,17 @@ def assess(
     kept = outcomes_by_site(outcomes, tuple(weights.policy.shape))
     groups = {"sample_stats": stats, "features": d.features, "outcomes": kept}
     return build_tree(groups, summary, labels, attributes)
+
+
+def group_of(tree: Any, name: str) -> Any:
+    """The data of a group of an assessed tree."""
+    try:
+        return tree[name].to_dataset()
+    except (TypeError, KeyError, IndexError, ValueError, AttributeError):
+        raise TypeError(
+            f"tree must be an assessed tree, as assess and assess_sample give, got "
+            f"{type(tree).__name__}"
+        ) from None
 
 
 def estimates(tree: "xarray.DataTree") -> dict[str, Estimate]:
@@ -179,7 +192,7 @@ def estimates(tree: "xarray.DataTree") -> dict[str, Estimate]:
     >>> float(diagnostics.estimates(tree)["log_z"].value)
     2.0
     """
-    dataset = tree["diagnostics"].to_dataset()
+    dataset = group_of(tree, "diagnostics")
     out = {}
     for name, variable in dataset.data_vars.items():
         if "statistic" in variable.dims:

@@ -59,7 +59,7 @@ def if_prior(log_bound: Any, log_q: Array, log_prior: Array) -> Any:
 def check_bound(log_weights: np.ndarray, log_bound: np.ndarray) -> None:
     """Refuse a bound that the weights (n, contexts) exceed."""
     over = float((log_weights - log_bound).max())
-    if np.isnan(log_bound).any() or over > NOISE:
+    if np.isnan(log_bound).any() or (log_bound == INF).any() or over > NOISE:
         raise ValueError(
             f"log_bound bounds log P/q of every outcome, got {log_bound.max():.6g}, and the draws "
             f"exceed it by up to {over:.3g} nats: give the largest log P/q there can be, or leave "

@@ -111,6 +111,7 @@ def check(estimator: Estimator, weights: LogWeights) -> None:
         own draws for one that needs the target's.
     """
     instance("the estimator", estimator, Estimator, "f_dpg(divergences.jensen_shannon)")
+    instance("the weights", weights, LogWeights, "LogWeights(log_policy, log_target)")
     xp = namespace(weights.policy, weights.target)
     for name, x in zip(("policy", "target", "proposal"), weights[:3], strict=True):
         if x is None:
@@ -179,6 +180,7 @@ def checked_update(estimator: Estimator, state: State, weights: LogWeights) -> U
     >>> estimators.checked_update(e, e.init(), w).coefficients
     array([ 0.5, -0.5])
     """
+    instance("the state", state, dict, "estimator.init()")
     check(estimator, weights)
     update = estimator.update(state, weights)
     xp = namespace(update.coefficients)

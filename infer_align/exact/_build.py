@@ -8,6 +8,7 @@ import array_api_compat.numpy
 import numpy as np
 
 from infer_align import _ties
+from infer_align._arguments import count, entries, function
 from infer_align._numerics import as_real, namespace, own
 from infer_align.exact._engines import (
     MAX_COUNTS,
@@ -162,6 +163,8 @@ def reward_law_of_counts(
     [0.0, 1.0, 2.0, 3.0]
     """
     m = whole_length(length)
+    function("reward", reward, "of counts (N, k), giving N numbers")
+    probs = probs if hasattr(probs, "shape") else entries("probs", probs)
     given = merged_letters(probs, list(range(len(probs))))
     types, few = _types(len(given.groups), m)
     if not few:
@@ -179,7 +182,7 @@ def reward_law_of_counts(
             f"the reward of counts of shape {counts.shape} must be {len(counts)} numbers, "
             f"got shape {values.shape}"
         )
-    rounded = _ties.in_digits(values, digits)
+    rounded = _ties.in_digits(values, count("digits", digits))
     order = np.argsort(rounded, kind="stable")
     starts = np.flatnonzero(np.diff(rounded[order], prepend=-math.inf) > 0)
     table = TypeTable(columns, order, starts, rounded[order][starts])

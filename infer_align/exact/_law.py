@@ -10,9 +10,11 @@ import numpy as np
 from jaxtyping import Float
 
 from infer_align import _ties
-from infer_align._arguments import scalar
+from infer_align._arguments import array, instance, scalar
 from infer_align._numerics import (
     Array,
+    as_real,
+    check_defined,
     concrete,
     cumulative_logsumexp,
     log1mexp,
@@ -397,6 +399,28 @@ class RewardLaw:
             return self.log_prob
         return self._tilted(1 / beta)
 
+    def levels(self, log_policy: Any, what: str = "log_policy") -> Any:
+        """Log-masses of these levels, as they are.
+
+        Parameters
+        ----------
+        log_policy : array, shape (L,)
+        what : str
+            For messages.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For what is no real array, of another shape, NaN or +inf.
+        """
+        array(what, log_policy, need="an array of log-masses, one a level")
+        if tuple(log_policy.shape) != (len(self),):
+            raise ValueError(
+                f"{what} has shape {tuple(log_policy.shape)}, and the law has {len(self)} levels: "
+                f"give one log-mass a level, ({len(self)},)"
+            )
+        return check_defined(as_real(log_policy, what), what)
+
     def expectation(self, values: Array, log_policy: Float[Any, " levels"]) -> Any:
         """Σ_ℓ B_ℓ·values_ℓ.
 
@@ -406,7 +430,7 @@ class RewardLaw:
         log_policy : array, shape (L,)
             Log-masses.
         """
-        xp = namespace(log_policy)
+        xp = namespace(self.levels(log_policy))
         possible = log_policy > -math.inf
         return xp.sum(xp.exp(log_policy) * xp.where(possible, values, 0.0))
 
@@ -443,7 +467,7 @@ class RewardLaw:
         >>> float(law.divergence(total_variation, best_of_n(law, 2), law.log_prob))
         0.25
         """
-        return divergence(log_policy, log_target)
+        return divergence(self.levels(log_policy), self.levels(log_target, "log_target"))
 
     def kl_to_prior(self, log_policy: Float[Any, " levels"]) -> Any:
         """KL(π‖prior), total over the sequence.
@@ -453,7 +477,7 @@ class RewardLaw:
         log_policy : array, shape (L,)
             Log-masses.
         """
-        xp = namespace(log_policy)
+        xp = namespace(self.levels(log_policy))
         possible = log_policy > -math.inf
         log_t = xp.where(possible, log_policy, self.log_prob) - self.log_prob
         total = xp.sum(xp.exp(log_policy) * log_t)
@@ -506,6 +530,11 @@ class RewardLaw:
         units = np.eye(letters)
         shares = [self.expectation(self.level_mean(unit), log_policy) for unit in units]
         return xp.stack(shares) / self.length
+
+
+def check_law(law: Any) -> None:
+    """Refuse what is no `RewardLaw`: a target, or probabilities."""
+    instance("law", law, RewardLaw, "exact.reward_law(probs, rewards)")
 
 
 def check_beta(beta: Any) -> Any:

@@ -6,8 +6,8 @@ from typing import Any
 import array_api_compat.numpy
 import numpy as np
 
-from infer_align._arguments import numeric
-from infer_align._numerics import Array, concrete, namespace
+from infer_align._arguments import entries, numeric, reals
+from infer_align._numerics import Array, as_real, check_defined, concrete, namespace
 from infer_align.exact._edges import Edges, memoryless_edges
 from infer_align.exact._law import check_normalised
 from infer_align.exact._rewards import ExactRewards, combine, exact_rewards
@@ -64,7 +64,11 @@ class Letters:
     def merged(self, values: Any) -> Array:
         """The mean of a value per given letter, for each merged letter, shape (K,)."""
         xp = namespace(self.log_p)
-        values = xp.asarray(values, dtype=self.log_p.dtype)
+        if not hasattr(values, "dtype") or isinstance(values, np.ndarray):
+            values = reals("values", values, need="one number a letter")
+        values = check_defined(
+            xp.asarray(as_real(values, "values"), dtype=self.log_p.dtype), "values"
+        )
         if tuple(values.shape) != (self.probs.shape[0],):
             raise ValueError(
                 f"values of shape {tuple(values.shape)} for {self.probs.shape[0]} letters; give "
@@ -87,7 +91,7 @@ def merged_letters(probs: Any, rewards: Any) -> Letters:
     rewards : sequence of k numbers, or ExactRewards
     """
     if not hasattr(probs, "shape"):
-        probs = np.array([_number(j, p) for j, p in enumerate(probs)])
+        probs = np.array([_number(j, p) for j, p in enumerate(entries("probs", probs))])
     xp = namespace(probs)
     exact = exact_rewards(rewards)
     if tuple(probs.shape) != (len(exact),):
@@ -118,7 +122,10 @@ def merged_letters(probs: Any, rewards: Any) -> Letters:
 
 def _number(letter: int, prob: Any) -> float:
     """A probability, also as a text."""
-    return float(prob if isinstance(prob, str) else numeric(f"probability {letter}", prob))
+    try:
+        return float(prob if isinstance(prob, str) else numeric(f"probability {letter}", prob))
+    except ValueError:
+        raise ValueError(f"probability {letter} must be a number, got {prob!r}") from None
 
 
 def _check_scale(values: np.ndarray) -> None:

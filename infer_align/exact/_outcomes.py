@@ -5,6 +5,7 @@ import math
 import numpy as np
 from array_api_compat import is_torch_array
 
+from infer_align._arguments import array
 from infer_align._numerics import Array
 
 
@@ -32,6 +33,7 @@ def all_sequences(vocabulary_size: int, length: int, ends: tuple[int, ...], pad:
 
 def check_distinct(outcomes: Array) -> None:
     """Refuse an empty list of outcomes, or one that lists an outcome twice."""
+    array("outcomes", outcomes, need="an array, one outcome a row")
     if not outcomes.shape or outcomes.shape[0] == 0:
         raise ValueError(
             f"a space needs at least one outcome on axis 0, got shape {tuple(outcomes.shape)}"

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from infer_align._arguments import entries
+
 DIGITS = 60
 """Of the units, where two sums that are not equal are too close for floats to order."""
 
@@ -171,7 +173,8 @@ def exact_rewards(rewards: Any) -> ExactRewards:
     """
     if isinstance(rewards, ExactRewards):
         return rewards
-    listed = list(rewards) if isinstance(rewards, list | tuple) else list(np.asarray(rewards))
+    listed = entries("rewards", rewards)
+    listed = listed if isinstance(rewards, list | tuple) else list(np.asarray(rewards))
     numbers = [fraction(r, f"reward {j}") for j, r in enumerate(listed)]
     if not numbers:
         raise ValueError("rewards are empty; give one reward a letter")
@@ -211,7 +214,8 @@ def log_rewards(probs: Any, *, scale: Any = 1) -> ExactRewards:
     >>> len(reward_law(p, log_rewards(q), 2)), len(reward_law(p, [math.log(x) for x in q], 2))
     (9, 10)
     """
-    listed = list(probs) if isinstance(probs, list | tuple) else list(np.asarray(probs))
+    listed = entries("probs", probs)
+    listed = listed if isinstance(probs, list | tuple) else list(np.asarray(probs))
     numbers = [fraction(q, f"probability {j} of the reward log q") for j, q in enumerate(listed)]
     if not numbers or min(numbers) <= 0:
         raise ValueError(f"log q needs positive q, got {[str(q) for q in numbers]}")

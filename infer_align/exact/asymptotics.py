@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from infer_align import _ties
-from infer_align._arguments import count, numeric, real
-from infer_align._numerics import logsumexp, namespace
+from infer_align._arguments import array, count, number, real, scalar
+from infer_align._numerics import as_real, check_defined, logsumexp, namespace
 from infer_align.divergences import reverse_kl
-from infer_align.exact._law import RewardLaw
-from infer_align.exact.tilts import beta_for_kl, beta_for_reward, frontier
+from infer_align.exact._law import RewardLaw, check_law
+from infer_align.exact.tilts import beta_for_kl, beta_for_reward, check_family, frontier
 
 __all__ = [
     "BestOfNLimit",
@@ -72,6 +72,7 @@ def rate(family: Any, reward: float | int, *, beta: float | int = math.inf) -> f
     >>> round(rate(letter, 1.0), 6), round(rate(letter, 2), 6)
     (0.069934, 1.609438)
     """
+    check_family(family)
     family = family.known()
     low, high = family.reward_range
     reward = _ties.snapped(real("reward, per token,", reward), low, high)
@@ -108,7 +109,9 @@ def rate_of_best_of_n(family: Any, reward: float | int, kl: float | int) -> floa
     kl : float
         δ, per token.
     """
-    family = family.known()
+    check_family(family)
+    family, reward = family.known(), real("reward, per token,", reward)
+    scalar("kl, per token,", kl)
     if reward < float(frontier(family, kl).reward):
         return math.inf
     return max(rate(family, reward) - kl, 0.0)
@@ -128,12 +131,13 @@ def scaled_cumulant(family: Any, t: Any, *, beta: float | int = math.inf) -> Any
     beta : float
         Temperature of the tilt; inf is the prior, 0 the limit of the highest reward.
     """
-    numeric("t", t)
-    if isinstance(t, float) and math.isnan(t):
-        raise ValueError("t must be a number, got nan")
+    check_family(family)
+    t, beta = scalar("t", t), scalar("beta, a temperature,", beta)
+    if any(isinstance(x, float) and math.isnan(x) for x in (t, beta)):
+        raise ValueError(f"t and beta, a temperature, must be numbers, got {t} and {beta}")
     if isinstance(beta, int | float) and beta == 0:
         return t * family.reward_range[1]
-    theta = 0.0 if math.isinf(beta) else 1 / beta
+    theta = 0.0 if isinstance(beta, float) and math.isinf(beta) else 1 / beta
     return family.cumulants(theta + t)[0] - family.cumulants(theta)[0]
 
 
@@ -150,6 +154,8 @@ def scaled_cumulant_of_best_of_n(family: Any, t: float | int, kl: float | int) -
     kl : float
         δ, per token.
     """
+    check_family(family)
+    t, kl = number("t", t), real("kl, per token,", kl, need="a number of nats >= 0")
     point = frontier(family, kl)
     if t * float(point.beta) <= 1:
         return t * float(point.reward)
@@ -184,6 +190,17 @@ def renyi_cross_entropy(log_p: Any, log_q: Any, order: Any) -> Any:
     >>> [round(float(renyi_cross_entropy(p, q, a)), 6) for a in (0, 1, 2, math.inf)]
     [1.360977, 1.30454, 1.237874, 0.693147]
     """
+    order = scalar("order", order)
+    if isinstance(order, float) and math.isnan(order):
+        raise ValueError("order must be a number, got nan")
+    for what, law in (("log_p", log_p), ("log_q", log_q)):
+        array(what, law, need="an array of log-probabilities")
+        check_defined(as_real(law, what), what)
+    if tuple(log_p.shape) != tuple(log_q.shape):
+        raise ValueError(
+            f"log_p has shape {tuple(log_p.shape)} and log_q {tuple(log_q.shape)}; give both over "
+            "the same outcomes"
+        )
     xp = namespace(log_p, log_q)
     inside = log_p > -math.inf
     if isinstance(order, int | float) and (order == 1 or math.isinf(order)):
@@ -242,6 +259,7 @@ def bahadur_rao(law: RewardLaw, reward: float | int, length: int) -> float:
     >>> round(bahadur_rao(letter, 1.0, 200), 4), round(float(law.log_tail(200)), 4)
     (-16.3598, -16.3867)
     """
+    check_law(law)
     low, high = law.reward_range
     reward, length = real("reward, per token,", reward), count("length", length)
     mean = float(law.cumulants(0.0)[1])
@@ -345,6 +363,7 @@ def best_of_n_limit(law: RewardLaw, kl: float | int, length: int) -> BestOfNLimi
     >>> round(best_of_n_limit(letter, 0.5, 800).kl_to_tilt, 4)
     2.5993
     """
+    check_law(law)
     length = count("length", length)
     if not 0 < real("kl, per token,", kl) < law.kl_max:
         raise ValueError(
@@ -394,6 +413,7 @@ def log_kl_exponent(family: Any, kl: float | int) -> float:
     kl : float
         δ, per token, strictly between 0 and ``kl_max``.
     """
+    check_family(family)
     beta = beta_for_kl(family, kl)
     if beta == 0 or math.isinf(beta):
         raise ValueError(

@@ -8,7 +8,7 @@ unit interval, its win rate against the prior is E[u], and KL and win rate depen
 import math
 from typing import NamedTuple
 
-from infer_align._arguments import real
+from infer_align._arguments import number, real
 
 __all__ = ["Calibrated", "best_of_n", "best_of_poisson", "threshold", "tilt"]
 
@@ -36,7 +36,7 @@ def best_of_n(n: float | int) -> Calibrated:
     >>> calibrated.best_of_n(4)
     Calibrated(kl=0.6362943611198906, win_rate=0.8)
     """
-    if not real("n", n, need="a number >= 1") >= 1:
+    if not number("n", n, need="a finite number >= 1") >= 1:
         raise ValueError(f"best-of-n of a calibrated reward needs n >= 1, got {n}")
     return Calibrated(math.log(n) - 1 + 1 / n, n / (n + 1))
 
@@ -88,7 +88,7 @@ def best_of_poisson(mu: float | int) -> Calibrated:
     """
     from scipy.integrate import quad
 
-    if not real("mu", mu, need="a number >= 0") >= 0:
+    if not number("mu", mu, need="a finite number >= 0") >= 0:
         raise ValueError(f"the mean number of draws must be >= 0, got {mu}")
     if mu < 1e-4:
         return Calibrated(mu**2 / 6, 0.5 + mu / 6)

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from infer_align._numerics import Array, concrete, namespace
+from infer_align._arguments import number, reals
+from infer_align._numerics import Array, check_defined, concrete, namespace
 from infer_align.exact._automaton import Automaton
 from infer_align.exact._build import whole_length
 from infer_align.exact._chain_law import chain_law
@@ -101,7 +102,9 @@ class Chain:
     log_final: Any = None
 
     def __post_init__(self) -> None:
-        final = np.zeros(np.shape(self.initial)) if self.log_final is None else self.log_final
+        if not hasattr(self.initial, "shape"):
+            object.__setattr__(self, "initial", reals("initial", self.initial))
+        final = np.zeros(self.initial.shape) if self.log_final is None else self.log_final
         initial, transition, final = _alike(self.initial, self.transition, final)
         states = initial.shape[0] if len(initial.shape) == 1 else 0
         if not states or tuple(transition.shape) != (states, states):
@@ -383,7 +386,15 @@ def renyi_cross_entropy_rate(log_p: Any, log_q: Any, order: float | int) -> floa
     """
     from scipy.sparse.csgraph import connected_components
 
-    log_p, log_q = np.asarray(log_p, dtype=float), np.asarray(log_q, dtype=float)
+    order = number("order", order)
+    log_p, log_q = reals("log_p", log_p), reals("log_q", log_q)
+    if log_p.ndim != 2 or log_p.shape != log_q.shape or log_p.shape[0] != log_p.shape[1]:
+        raise ValueError(
+            f"log_p and log_q are transitions (S, S) over the same states, got shapes "
+            f"{log_p.shape} and {log_q.shape}"
+        )
+    check_defined(log_p, "log_p")
+    check_defined(log_q, "log_q")
     missed = (log_p > -math.inf) & (log_q == -math.inf)
     if missed.any() and order <= 1:
         return math.inf
@@ -411,11 +422,11 @@ def _alike(*values: Any) -> list[Array]:
     """Arrays of one library: that of the given arrays that are not NumPy's, if there are any."""
     theirs = [x for x in values if hasattr(x, "shape") and not isinstance(x, np.ndarray)]
     if not theirs:
-        return [np.asarray(x, dtype=float) for x in values]
+        return [reals("a law of the chain", x) for x in values]
     xp, like = namespace(*theirs), theirs[0]
     own = {id(x) for x in theirs}
     return [
-        x if id(x) in own else xp.asarray(np.asarray(x, dtype=float), dtype=like.dtype)
+        x if id(x) in own else xp.asarray(reals("a law of the chain", x), dtype=like.dtype)
         for x in values
     ]
 

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from infer_align._arguments import function, number, numeric, reals, scalar
 from infer_align._numerics import namespace
-from infer_align.exact._law import RewardLaw
+from infer_align.exact._law import RewardLaw, check_law
 from infer_align.exact._roots import root
 
 __all__ = [
@@ -98,6 +99,7 @@ def expected_gold(law: RewardLaw, gold: Any, log_policy: Float[Any, " levels"]) 
     >>> [round(float(expected_gold(law, [0, 1, 0.5], best_of_n(law, n))), 4) for n in (1, 16, 256)]
     [4.0, 5.3318, 5.7432]
     """
+    check_law(law)
     return law.expectation(law.level_mean(gold), log_policy)
 
 
@@ -112,6 +114,7 @@ def covariance(law: RewardLaw, gold: Any, beta: Any = math.inf) -> Any:
     beta : float
         Temperature of the tilt; inf is the prior.
     """
+    check_law(law)
     return _covariance(law, law.level_mean(gold), beta)
 
 
@@ -145,6 +148,7 @@ def peak(law: RewardLaw, gold: Any) -> Peak | None:
     >>> round(peak(law, [0, 1, 0.5]).beta, 6)
     0.669278
     """
+    check_law(law)
     law = law.known()
     if len(law) == 1:
         return None
@@ -195,6 +199,7 @@ def small_kl_form(law: RewardLaw, gold: Any) -> Expansion:
     >>> [round(float(x), 4) for x in small_kl_form(letter, [0, 1, 0.5])]
     [0.4, 0.3984, 0.1875]
     """
+    check_law(law)
     _, mean, variance, third = law.cumulants(0.0)
     means = law.level_mean(gold)
     start = law.expectation(means, law.log_prob)
@@ -215,6 +220,8 @@ def best_of_n_form(d: Any, alpha: float | int, beta: float | int) -> Any:
         √KL.
     alpha, beta : float
     """
+    numeric("d", d, need="a number, or an array of them")
+    alpha, beta = scalar("alpha", alpha), scalar("beta", beta)
     return d * (alpha - beta * d)
 
 
@@ -227,7 +234,8 @@ def rl_form(d: Any, alpha: float | int, beta: float | int) -> Any:
         √KL; the form is 0 at 0.
     alpha, beta : float
     """
-    xp = namespace(d)
+    alpha, beta = scalar("alpha", alpha), scalar("beta", beta)
+    xp = namespace(numeric("d", d, need="a number, or an array of them"))
     d = xp.asarray(d) * 1.0
     return d * (alpha - beta * xp.log(xp.where(d > 0, d, 1.0)))
 
@@ -255,7 +263,9 @@ def fit_form(kl: Any, gold: Any, form: Form, *, start: float | int) -> Fit:
     ValueError
         If there are fewer than two points, a KL is negative, or a number is not finite.
     """
-    squares, gain = np.asarray(kl, dtype=float), np.asarray(gold, dtype=float) - start
+    start = number("start", start)
+    function("form", form, "of d, alpha and beta, such as rl_form")
+    squares, gain = reals("kl", kl), reals("gold", gold) - start
     known = squares.shape == gain.shape and np.isfinite(squares).all() and np.isfinite(gain).all()
     if not known or squares.ndim != 1 or len(squares) < 2 or squares.min() < 0:
         raise ValueError(

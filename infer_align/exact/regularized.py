@@ -10,14 +10,14 @@ is inverted numerically. A dual bound comes with every optimum, and proves it.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from infer_align._arguments import real
+from infer_align._arguments import instance, real
 from infer_align.divergences import FDivergence
-from infer_align.exact._law import RewardLaw, check_beta
+from infer_align.exact._law import RewardLaw, check_beta, check_law
 from infer_align.exact._roots import root
 
 __all__ = ["Optimum", "optimum", "optimum_for_budget"]
@@ -73,6 +73,7 @@ def optimum(law: RewardLaw, divergence: FDivergence, beta: float | int) -> Optim
     >>> np.exp(optimum(law, divergences.pearson_chi2, 0.4).log_policy).round(4).tolist()
     [0.0625, 0.4125, 0.525]
     """
+    _check(law, divergence)
     law, beta = law.known(), float(check_beta(beta))
     if _piecewise_linear(divergence):
         moved = -law.above(-1) > beta * _price(divergence)
@@ -114,6 +115,7 @@ def optimum_for_budget(law: RewardLaw, divergence: FDivergence, budget: float | 
     >>> round(best.reward, 6), best.beta
     (0.9, 2.0)
     """
+    _check(law, divergence)
     if not real("a budget", budget, need="a divergence >= 0") >= 0:
         raise ValueError(f"a budget is a divergence >= 0, got {budget}")
     law = law.known()
@@ -143,6 +145,11 @@ def optimum_for_budget(law: RewardLaw, divergence: FDivergence, budget: float | 
         high, step = high + step, 2 * step
     log_beta = root(lambda x: spent(x) - budget, low, high, absolute=1e-14)
     return optimum(law, divergence, math.exp(log_beta))
+
+
+def _check(law: Any, divergence: Any) -> None:
+    check_law(law)
+    instance("divergence", divergence, FDivergence, "divergences.reverse_kl")
 
 
 def _log_ratio(law: RewardLaw, divergence: FDivergence, beta: float) -> np.ndarray:

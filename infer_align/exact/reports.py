@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from infer_align._arguments import entries
 from infer_align.divergences import reverse_kl, total_variation
 from infer_align.exact._build import reward_law, whole_length
 from infer_align.exact._law import RewardLaw
@@ -74,7 +75,7 @@ def model(probs: Sequence[Any], rewards: Any) -> Model:
     ValueError
         As `reward_law`.
     """
-    given = [float(fraction(p, f"probability {j}")) for j, p in enumerate(probs)]
+    given = [float(fraction(p, f"probability {j}")) for j, p in enumerate(entries("probs", probs))]
     exact = exact_rewards(rewards)
     letters = merged_letters(given, exact)
     return Model(np.asarray(letters.probs), exact, reward_law(given, exact))
@@ -118,8 +119,8 @@ def memoryless(
     1.04837
     """
     m = model(probs, rewards)
-    lengths = [whole_length(length) for length in lengths]
-    budgets = [_budget(kl) for kl in kls]
+    lengths = [whole_length(length) for length in entries("lengths", lengths)]
+    budgets = [_budget(kl) for kl in entries("kls", kls)]
     laws = {length: reward_law(m.probs, m.rewards, length) for length in lengths}
     _, mean, variance, third = m.letter.cumulants(0.0)
     return {

@@ -30,7 +30,7 @@ from infer_align._numerics import (
 )
 from infer_align.divergences import reverse_kl
 from infer_align.exact._edges import Autoregressive
-from infer_align.exact._law import RewardLaw, check_beta
+from infer_align.exact._law import RewardLaw, check_beta, check_law
 from infer_align.exact._roots import root
 from infer_align.exact.tilts import beta_for_kl
 
@@ -85,6 +85,7 @@ def best_of_n(law: RewardLaw, n: Any = None, *, log_n: Any = None) -> Float[Any,
     >>> np.exp(best_of_n(law, 2)).round(6).tolist()
     [0.25, 0.39, 0.36]
     """
+    check_law(law)
     log_n = _log_n(n, log_n)
     return _log_power_difference(law, log_n)
 
@@ -184,12 +185,13 @@ def autoregressive(law: RewardLaw, log_policy: Float[Any, " levels"]) -> Autoreg
     >>> np.exp(policy.next_log_prob([2])).round(4).tolist()
     [0.3225, 0.353, 0.3245]
     """
+    check_law(law)
     if law.make_edges is None:
         raise ValueError(
             f"this law ({law.engine}) does not know its sequences exactly; use one of reward_law "
             "or Chain.reward_law that says exact"
         )
-    ratio = np.asarray(concrete(log_policy)) - np.asarray(concrete(law.log_prob))
+    ratio = np.asarray(concrete(law.levels(log_policy))) - np.asarray(concrete(law.log_prob))
     return Autoregressive(law.make_edges(), law.keys, ratio)
 
 
@@ -214,6 +216,8 @@ def log_kl_to_best_of_n(
     float
         −inf if the two are the same.
     """
+    check_law(law)
+    law.levels(log_policy)
     log_n = _log_n(n, log_n)
     kl = float(reverse_kl(log_policy, _log_power_difference(law, log_n)))
     if math.isfinite(kl):
@@ -261,6 +265,7 @@ def soft_best_of_n(
     >>> np.exp(soft_best_of_n(law, 2, 1.0)).round(6).tolist()  # 1/4 + 1/2 · e/(1 + e) above
     [0.384471, 0.615529]
     """
+    check_law(law)
     log_n = float(_log_n(n, log_n))
     if log_n < 0 or not real("temperature", temperature, need="a number > 0") > 0:
         raise ValueError(
@@ -317,6 +322,7 @@ def best_of_poisson(law: RewardLaw, mu: Any = None, *, log_mu: Any = None) -> Fl
     >>> np.exp(best_of_poisson(reward_law([0.5, 0.5], [0, 1]), 1.0)).round(6).tolist()
     [0.303265, 0.696735]
     """
+    check_law(law)
     given = log_mu if mu is None else mu
     if given is not None:
         real("mu or log_mu", given)
@@ -356,6 +362,7 @@ def threshold(law: RewardLaw, reward: float | int) -> Float[Any, " levels"]:
     ValueError
         If no level reaches the threshold.
     """
+    check_law(law)
     lowest = law.at_least(real("reward, the threshold,", reward))
     if lowest == len(law):
         raise ValueError(
@@ -397,6 +404,7 @@ def sampling_costs(law: RewardLaw, beta: Any) -> Costs:
     >>> [round(float(x), 4) for x in sampling_costs(reward_law([0.5, 0.3, 0.2], [0, 1, 2]), 1.0)]
     [0.3228, 0.5583, 0.9728]
     """
+    check_law(law)
     tilt = law.tilt(check_beta(beta))
     return Costs(
         law.kl_of_tilt(1 / beta),
@@ -474,6 +482,7 @@ def win_rate_optimum(law: RewardLaw, kl: float | int) -> Float[Any, " levels"]:
     array, shape (L,)
         Log-masses.
     """
+    check_law(law)
     calibrated = law.calibrated()
     return calibrated.tilt(beta_for_kl(calibrated, kl))
 
@@ -491,9 +500,10 @@ def win_rate_of_best_of_n(
     n : float
         > 0.
     """
+    check_law(law)
     theirs = np.exp(np.asarray(concrete(best_of_n(law, n))))
     win_rates = np.cumsum(theirs) - theirs / 2
-    ours = np.asarray(concrete(log_policy))
+    ours = np.asarray(concrete(law.levels(log_policy)))
     cdf = np.minimum(np.cumsum(np.exp(ours)), 1.0) ** n
     return float(np.diff(cdf, prepend=0.0) @ win_rates)
 
@@ -536,6 +546,7 @@ def inference_aware(law: RewardLaw, n: float | int, beta: float | int) -> Float[
     >>> round(win_rate_of_best_of_n(law, inference_aware(law, 4, 1.0), 4), 4)
     0.5979
     """
+    check_law(law)
     if not number("n", n, need="a finite number >= 1") >= 1:
         raise ValueError(f"inference-aware optimisation of best-of-n needs n >= 1, got {n}")
     beta = float(check_beta(beta))

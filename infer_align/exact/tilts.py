@@ -20,7 +20,7 @@ from jaxtyping import Float
 from infer_align import _ties
 from infer_align._arguments import numeric, real
 from infer_align.divergences import reverse_kl
-from infer_align.exact._law import RewardLaw
+from infer_align.exact._law import RewardLaw, check_law
 from infer_align.exact._roots import root
 
 __all__ = [
@@ -123,6 +123,7 @@ def beta_for_kl(family: Any, kl: float | int) -> Any:
     >>> round(beta_for_kl(reward_law([0.5, 0.3, 0.2], [0, 1, 2]), 0.1), 6)
     1.82978
     """
+    check_family(family)
     if not real("a KL budget", kl, need="a number of nats >= 0") >= 0:
         raise ValueError(f"a KL budget is a number of nats >= 0, got {kl}")
     plain = family.known()
@@ -168,6 +169,7 @@ def beta_for_reward(family: Any, reward: float | int) -> Any:
     >>> round(beta_for_reward(reward_law([0.5, 0.3, 0.2], [0, 1, 2]), 1.0), 6)
     2.182713
     """
+    check_family(family)
     plain = family.known()
     low, high = plain.reward_range
     reward = _ties.snapped(real("an expected reward", reward), low, high)
@@ -189,6 +191,15 @@ def beta_for_reward(family: Any, reward: float | int) -> Any:
     return _with_gradient(
         family, theta, lambda t: family.cumulants(t)[1] - reward, plain.cumulants(theta)[2]
     )
+
+
+def check_family(family: Any) -> None:
+    """Refuse what is no family of tilts."""
+    if not all(hasattr(family, name) for name in ("known", "cumulants", "kl_of_tilt")):
+        raise TypeError(
+            f"family must be a RewardLaw or the rate of a chain, got {family!r} "
+            f"({type(family).__name__}); give one, such as exact.reward_law(probs, rewards)"
+        )
 
 
 def _root(rising: Callable[[float], Any], value: float, start: float) -> float:
@@ -233,7 +244,7 @@ def frontier(family: Any, kl: Any) -> Frontier:
     (1.059857, 1.82978)
     """
     if isinstance(kl, list | tuple | np.ndarray):
-        points = [frontier(family, one) for one in kl]
+        points = [frontier(family, real("a KL budget", one)) for one in kl]
         if not points:
             raise ValueError("kl has no budget in it; give a number of nats >= 0, or some of them")
         return Frontier(
@@ -264,6 +275,7 @@ def small_kl_expansion(law: RewardLaw, kl: Any) -> Any:
     kl : float or array
         Δ, in nats.
     """
+    check_law(law)
     numeric("kl", kl, need="a number of nats >= 0, or an array of them")
     if isinstance(kl, int | float) and not kl >= 0:
         raise ValueError(f"a KL is a number of nats >= 0, got {kl}")
@@ -304,6 +316,7 @@ def closeness(law: RewardLaw, log_policy: Float[Any, " levels"], kl: float | int
     >>> [round(float(x), 6) for x in closeness(law, best_of_n(law, 4), 0.6)]
     [0.111742, 0.025616, 0.086127]
     """
+    check_law(law)
     beta = beta_for_kl(law, kl)
     if beta == 0:
         raise ValueError(

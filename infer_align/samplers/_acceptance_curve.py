@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from infer_align._arguments import number
+from infer_align._arguments import number, reals
 from infer_align._numerics import logsumexp
 
 __all__ = ["AcceptanceCurve", "acceptance_curve", "choose_log_beta"]
@@ -75,9 +75,9 @@ def acceptance_curve(
     ([0.8768, 0.4982], [0.0749, 0.0035])
     """
     w, q = _weighted(log_weights, log_proposal)
-    betas = np.atleast_1d(np.asarray(log_betas, dtype=np.float64))
-    if not np.all(np.isfinite(betas)):
-        raise ValueError(f"every log β must be finite, got {log_betas}")
+    betas = np.atleast_1d(reals("log_betas", log_betas))
+    if not betas.size or not np.all(np.isfinite(betas)):
+        raise ValueError(f"every log β, at least one, must be finite, got {log_betas}")
     betas = betas.reshape(*betas.shape, *(1,) * (w.ndim - betas.ndim))
     betas = np.broadcast_to(betas, (len(betas), *w.shape[1:]))
     rows = [_at(w, q, beta) for beta in betas]
@@ -200,10 +200,15 @@ def _for_bound(w: np.ndarray, q: np.ndarray, log_z: Any, bound: float) -> Any:
 
 def _weighted(log_weights: Any, log_proposal: Any) -> tuple[np.ndarray, np.ndarray]:
     """Log-weights, and the logarithms of what each counts; (n, *contexts)."""
-    w = np.asarray(log_weights, dtype=np.float64)
+    w = reals("log_weights", log_weights, need="an array of log-weights", axes=1)
     if len(w) == 0 or np.any(np.isnan(w) | (w == math.inf)):
         raise ValueError("log-weights must be at least one, and finite or -inf")
     if log_proposal is None:
         return w, np.full(w.shape, -math.log(len(w)))
-    q = np.broadcast_to(np.asarray(log_proposal, dtype=np.float64), w.shape)
+    q = reals("log_proposal", log_proposal, need="an array of log-probabilities")
+    if q.shape != w.shape or np.isnan(q).any() or (q == math.inf).any():
+        raise ValueError(
+            f"log_proposal of shape {q.shape} must be one log-probability a weight, {w.shape}, "
+            "finite or -inf"
+        )
     return np.where(q > -math.inf, w, -math.inf), q

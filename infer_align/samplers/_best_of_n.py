@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from infer_align import _ties
+from infer_align._arguments import function
 from infer_align._numerics import as_real, concrete, own
 from infer_align.samplers._outcomes import (
     Outcomes,
@@ -79,6 +80,7 @@ def best_of_n(
     >>> abs(float(best.outcomes.mean()) - 7 / 8) < 0.05
     True
     """
+    function("reward", reward, "of outcomes (k, *contexts, ...), giving (k, *contexts)")
     n, m = sized("n", n, source), sized("m", m, source)
     at_once = max(1, CHUNK // n)
     sizes = [min(at_once, m - start) for start in range(0, m, at_once)]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from infer_align._arguments import number
+from infer_align._arguments import count, number
 from infer_align.samplers._accept import Accepted, accept, report_short
 from infer_align.samplers._chains import Record, check_lengths
 from infer_align.samplers._edits import Edits, TokenEdits, WholeEdits
@@ -179,6 +179,7 @@ def _edits(source: Source, host: Any, original: Any, vocabulary_size: int | None
                 f"the proposal of {source.name!r} cannot be drawn token by token ({error}); give "
                 "vocabulary_size, so that integers can be substituted"
             ) from error
+        vocabulary_size = count("vocabulary_size", vocabulary_size)
         if not 0 <= int(host.min()) <= int(host.max()) < vocabulary_size:
             raise ValueError(
                 f"the outcomes of {source.name!r} hold integers from {int(host.min())} to "

@@ -21,8 +21,18 @@ LARGEST = 2**28
 """Most numbers of a sample, draws times contexts: 2 GiB an array."""
 
 
+def check_source(source: Any) -> None:
+    """Refuse what is no `Source`: a target, a distribution."""
+    if isinstance(source, type) or not all(hasattr(source, x) for x in ("shape", "draw", "rng")):
+        raise TypeError(
+            f"source must be a Source, got {source!r} ({type(source).__name__}); make one of a "
+            "target: infer_align.jax.source(key, target) or infer_align.torch.source(target)"
+        )
+
+
 def sized(what: str, n: Any, source: Source, *, times: int = 1) -> int:
     """A count of outcomes per context that memory holds; ``times`` as many are kept."""
+    check_source(source)
     whole, contexts = count(what, n), math.prod(source.shape)
     if whole * times * contexts > LARGEST:
         held = f" (times {times})" if times > 1 else ""

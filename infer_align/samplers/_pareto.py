@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from infer_align._arguments import reals
 from infer_align._numerics import logsumexp
 
 __all__ = ["Smoothed", "pareto_smooth"]
@@ -55,7 +56,7 @@ def pareto_smooth(log_weights: Float[np.ndarray, "n *contexts"]) -> Smoothed:
     >>> pareto_smooth(np.zeros(100)).note
     'not smoothed (the largest weights tie)'
     """
-    flat = np.asarray(log_weights, dtype=np.float64)
+    flat = reals("log_weights", log_weights, need="an array of log-weights", axes=1)
     if not flat.size or np.isnan(flat).any() or (flat == math.inf).any():
         raise ValueError(
             f"log-weights of shape {flat.shape} with {int(np.isnan(flat).sum())} NaN and "

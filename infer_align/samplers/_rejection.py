@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from infer_align._arguments import reals
 from infer_align._numerics import NOISE
 from infer_align.samplers._accept import Accepted, accept, report_short
-from infer_align.samplers._outcomes import like, with_contexts
+from infer_align.samplers._outcomes import check_source, like, with_contexts
 from infer_align.samplers._source import Source
 from infer_align.targets import WeightedSample
 
@@ -62,6 +63,7 @@ def rejection(
     >>> bool(sample.outcomes.min() == 1), abs(float(sample.log_z) - float(jnp.log(0.5))) < 0.1
     (True, True)
     """
+    check_source(source)
     known = 0.0 if source.log_bound is None else source.log_bound
     bound = _per_context(known if log_bound is None else log_bound, source, "log_bound")
 
@@ -120,6 +122,7 @@ def quasi_rejection(
     >>> sorted({round(float(w), 4) for w in sample.log_weights})     # max(0, y − log β)
     [0.0, 0.5]
     """
+    check_source(source)
     beta = _per_context(log_beta, source, "log_beta")
     got = accept(source, n, lambda log_weights: log_weights - beta, max_calls)
     kept = got.log_weights > -math.inf
@@ -160,7 +163,7 @@ def _sample(
 
 def _per_context(value: Any, source: Source, name: str) -> np.ndarray:
     """One finite number a context, (C,)."""
-    numbers = np.asarray(value, dtype=np.float64)
+    numbers = reals(name, value, need="a number, or one for each context")
     try:
         flat = np.broadcast_to(numbers, source.shape).reshape(-1)
     except ValueError:

@@ -10,7 +10,7 @@ whose probabilities are all zero has nothing to choose from: its rows stay 0, 1,
 import numpy as np
 from jaxtyping import Float, Int
 
-from infer_align._arguments import count
+from infer_align._arguments import count, instance, reals
 
 Probabilities = Float[np.ndarray, "n *contexts"]
 Ancestors = Int[np.ndarray, "m *contexts"]
@@ -46,6 +46,7 @@ def multinomial(probabilities: Probabilities, m: int, rng: np.random.Generator) 
     >>> multinomial(np.array([0.0, 1.0]), 3, np.random.default_rng(0)).tolist()
     [1, 1, 1]
     """
+    instance("rng", rng, np.random.Generator, "np.random.default_rng(0)")
     flat = _checked(probabilities, m)
     return _inverse(flat, rng.random((m, flat.shape[1])), probabilities.shape[1:])
 
@@ -70,6 +71,7 @@ def stratified(probabilities: Probabilities, m: int, rng: np.random.Generator) -
     >>> stratified(np.array([0.5, 0.5]), 4, np.random.default_rng(0)).tolist()
     [0, 0, 1, 1]
     """
+    instance("rng", rng, np.random.Generator, "np.random.default_rng(0)")
     flat = _checked(probabilities, m)
     return _comb(flat, rng.random((m, flat.shape[1])), probabilities.shape[1:])
 
@@ -98,6 +100,7 @@ def systematic(probabilities: Probabilities, m: int, rng: np.random.Generator) -
     >>> np.bincount(rows).tolist()
     [7, 3]
     """
+    instance("rng", rng, np.random.Generator, "np.random.default_rng(0)")
     flat = _checked(probabilities, m)
     u = np.broadcast_to(rng.random((1, flat.shape[1])), (m, flat.shape[1]))
     return _comb(flat, u, probabilities.shape[1:])
@@ -123,6 +126,7 @@ def residual(probabilities: Probabilities, m: int, rng: np.random.Generator) -> 
     >>> residual(np.array([0.5, 0.25, 0.25]), 4, np.random.default_rng(0)).tolist()
     [0, 0, 1, 2]
     """
+    instance("rng", rng, np.random.Generator, "np.random.default_rng(0)")
     flat = _checked(probabilities, m)
     total = flat.sum(axis=0)
     expected = m * flat / np.where(total > 0, total, 1.0)
@@ -138,7 +142,7 @@ def residual(probabilities: Probabilities, m: int, rng: np.random.Generator) -> 
 def _checked(probabilities: Probabilities, m: int) -> np.ndarray:
     """Probabilities as (n, C)."""
     count("m, the number of outcomes to choose,", m)
-    p = np.asarray(probabilities, dtype=np.float64)
+    p = reals("probabilities", probabilities, axes=1)
     if len(p) == 0 or not np.all((p >= 0) & (p < np.inf)):
         raise ValueError(
             "probabilities to resample by must be finite and not negative, and at least one a "

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from infer_align._arguments import number
+from infer_align._arguments import array, number
 from infer_align._numerics import concrete, logmeanexp
 from infer_align.samplers._filter import (
     Moved,
@@ -20,6 +20,7 @@ from infer_align.samplers._filter import (
 from infer_align.samplers._outcomes import like, sized
 from infer_align.samplers._resampling import multinomial, systematic
 from infer_align.samplers._source import Source, TokenStream
+from infer_align.samplers._twists import NextTwist, PrefixTwist
 from infer_align.targets import WeightedSample
 
 
@@ -84,6 +85,7 @@ def smc(
     >>> bool(abs(np.exp(sample.log_z) / 5.5e-5 - 1) < 0.2)
     True
     """
+    _check_twist(twist)
     _check_numbers(source, n, ess_threshold)
     stream = source.tokens() if stream is None else stream
     rules = Rules(twist, scheme, ess_threshold, source.rng)
@@ -140,8 +142,10 @@ def conditional_smc(
     >>> np.round(log_z, 4).tolist()
     [2.0]
     """
+    _check_twist(twist)
     _check_numbers(source, n, ess_threshold)
     stream = source.tokens() if stream is None else stream
+    array("outcomes", outcomes, need="an array of outcomes, (m, *contexts, T)")
     tokens = np.asarray(concrete(outcomes))
     shape = (len(tokens), *source.shape)
     if tokens.shape != (*shape, stream.length):
@@ -197,6 +201,8 @@ def conditional_importance(
     True
     """
     _check_numbers(source, n, 0)
+    if not isinstance(outcomes, dict):
+        array("outcomes", outcomes, need="an array of outcomes, (m, *contexts, ...)")
     given = np.asarray(source.log_target(outcomes)) - np.asarray(source.log_proposal(outcomes))
     _refuse_excluded(given)
     if n == 1:
@@ -267,6 +273,14 @@ def _check_numbers(source: Source, n: int, ess_threshold: float | int) -> None:
         raise ValueError(
             f"ess_threshold is a share of n between 0 (never resample) and 1 (always), got "
             f"{ess_threshold}"
+        )
+
+
+def _check_twist(twist: Any) -> None:
+    if twist is not None and not isinstance(twist, NextTwist | PrefixTwist):
+        raise TypeError(
+            f"twist must be a twist, got {twist!r} ({type(twist).__name__}); make one of a "
+            "function: samplers.next_twist(...) or samplers.prefix_twist(...)"
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from infer_align._arguments import function
 from infer_align._numerics import Array, concrete, own
 
 
@@ -76,6 +77,7 @@ def prefix_twist(log_psi: Callable[[Array], Array]) -> PrefixTwist:
     >>> few_ones.log_psi(np.array([[[1, 0, 1]], [[0, 0, 1]]])).tolist()
     [[-inf], [0.0]]
     """
+    function("log_psi", log_psi, "of prefixes (n, C, t), giving (n, C)")
     return _Prefix(lambda prefix: log_psi(own(prefix)))
 
 
@@ -99,6 +101,7 @@ def next_twist(next_log_psi: Callable[[Array], Array]) -> NextTwist:
     >>> no_ones.next_log_psi(np.zeros((1, 1, 0), dtype=int)).tolist()
     [[[0.0, -inf]]]
     """
+    function("next_log_psi", next_log_psi, "of prefixes (n, C, t), giving (n, C, V)")
     return _Next(lambda prefix: next_log_psi(own(prefix)))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from infer_align import _ties
-from infer_align._arguments import positive, real
+from infer_align._arguments import function, positive, real
 from infer_align._numerics import (
     Array,
     log1m_exp_neg_exp,
@@ -25,7 +25,7 @@ from infer_align._numerics import (
 from infer_align.targets._cdf import Cdf, Place, RewardCdf, check_cdf, is_estimated, place_of
 from infer_align.targets._combinators import extend
 from infer_align.targets._soft import soft_error, soft_log_ratio
-from infer_align.targets._target import LogPotential, Target, indicator
+from infer_align.targets._target import TAKES, LogPotential, Target, indicator
 
 Of = Callable[[Place], Array]
 
@@ -70,6 +70,7 @@ def best_of_n(base: Any, reward: LogPotential, n: float | int, cdf: Cdf) -> Targ
     >>> [round(float(p), 4) for p in jnp.exp(target.log_density(jnp.arange(3)))]  # ¾ as 3 : 2
     [0.25, 0.45, 0.3]
     """
+    function("reward", reward, TAKES)
     _check_n(n, 0)
     return _reweighted(
         base, reward, cdf, f"best_of_{n:g}",
@@ -121,6 +122,7 @@ def soft_best_of_n(
     >>> [round(float(p), 4) for p in jnp.exp(target.log_density(jnp.arange(2)))]  # ¼ + ½e/(1 + e)
     [0.3845, 0.6155]
     """
+    function("reward", reward, TAKES)
     _check_n(n, 1)
     _check_temperature(temperature, "temperature")
 
@@ -165,6 +167,7 @@ def quantile(reward: LogPotential, cdf: Cdf, *, upper: bool = False) -> LogPoten
     >>> quantile(lambda y: 7.0 * y, cdf)(np.array([0, 1])).round(6).tolist()
     [0.2, 0.7]
     """
+    function("reward", reward, TAKES)
     check_cdf(cdf)
 
     def calibrated(y: Any, *contexts: Any) -> Array:
@@ -216,6 +219,7 @@ def quantile_tilt(
     >>> round(target.log_z, 6)
     1.161439
     """
+    function("reward", reward, TAKES)
     _check_temperature(beta, "beta")
     half = 1.0 if upper else 0.5
 
@@ -265,6 +269,7 @@ def top_fraction(base: Any, reward: LogPotential, fraction: float | int, cdf: Cd
     >>> [round(float(p), 4) for p in jnp.exp(target.log_density(jnp.arange(3)))]
     [0.0, 0.15, 0.2]
     """
+    function("reward", reward, TAKES)
     if not 0 < real("fraction", fraction, need="a number in (0, 1]") <= 1:
         raise ValueError(
             f"fraction is the share of the base that is kept, in (0, 1], got {fraction}"
@@ -306,6 +311,7 @@ def threshold(
     >>> [round(float(p), 4) for p in jnp.exp(target.log_density(jnp.arange(3)))]
     [0.0, 0.3, 0.2]
     """
+    function("reward", reward, TAKES)
     real("at_least is the reward that an outcome must reach: it", at_least)
     if tolerance is not None and real("tolerance", tolerance) < 0:
         raise ValueError(f"tolerance must be a distance >= 0, got {tolerance}")

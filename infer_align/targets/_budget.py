@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import is_array_api_obj
 
-from infer_align._arguments import real
+from infer_align._arguments import function, instance, real
 from infer_align._numerics import as_real, concrete, own
 from infer_align.divergences import reverse_kl
 from infer_align.targets._combinators import tilt
@@ -23,7 +23,7 @@ from infer_align.targets._moment_fit import (
     worth_of,
 )
 from infer_align.targets._moments import as_points, flat
-from infer_align.targets._target import LogPotential, Target
+from infer_align.targets._target import TAKES, LogPotential, Target
 from infer_align.targets._weighted import WeightedSample
 
 
@@ -107,6 +107,7 @@ def kl_budget(
     >>> round(budget.beta, 4), budget.reliable  # exact.tilts.beta_for_kl: 1.8298
     (1.8298, True)
     """
+    instance("sample", sample, WeightedSample, "samplers.importance(source, n)")
     log_weights = np.asarray(sample.log_weights, dtype=np.float64)
     labels = None if sample.cluster is None else flat(np.asarray(sample.cluster))
     points = reward_points(
@@ -172,6 +173,7 @@ def reward_points(
 ) -> Points:
     """Rewards of outcomes beside the base's masses."""
     name = base.name if isinstance(base, Target) else "kl_budget"
+    function("reward", reward, TAKES)
     values = as_real(reward(own(outcomes), *contexts), "the reward")
     known = concrete(values) if is_array_api_obj(values) else np.asarray(values)
     if known is None:

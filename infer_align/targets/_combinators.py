@@ -1,15 +1,15 @@
 """Combinators that multiply a base by a potential: tilt, condition, product."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from infer_align import _supports
-from infer_align._arguments import positive
+from infer_align._arguments import function, number, positive
 from infer_align._numerics import Array
 from infer_align.targets._capabilities import check_provides
 from infer_align.targets._target import (
     LOG_DENSITY,
+    TAKES,
     HasLogProb,
     LogPotential,
     Target,
@@ -42,11 +42,10 @@ def tilt(
         If beta is not a positive finite number, or max_reward is not finite.
     """
     check_beta(beta)
-    if max_reward is not None and not math.isfinite(max_reward):
-        raise ValueError(
-            f"max_reward is the largest reward there is, a finite number, got {max_reward}; leave "
-            "it out where none is known"
-        )
+    function("reward", reward, TAKES)
+    if max_reward is not None:
+        need = "the largest reward there is, a finite number (leave it out where none is known)"
+        number("max_reward", max_reward, need=need)
     bound = None if max_reward is None else max_reward / beta
     potential = lambda y, *contexts: reward(y, *contexts) / beta
     return extend(base, potential, "tilt", log_bound=bound)
@@ -62,6 +61,7 @@ def condition(base: Any, accepts: LogPotential) -> Target:
     accepts : callable
         ``(y, *contexts) -> boolean (n, *contexts)``.
     """
+    function("accepts", accepts, TAKES)
     potential = lambda y, *contexts: indicator(accepts(y, *contexts))
     return extend(base, potential, "condition", log_bound=0.0)
 
@@ -105,7 +105,7 @@ def _as_potential(factor: Any) -> LogPotential:
         return factor.log_density
     if isinstance(factor, HasLogProb):
         return lambda y, *contexts: _supports.log_prob(factor, y)
-    return factor
+    return function("a factor", factor, TAKES)
 
 
 def extend(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from array_api_compat import is_array_api_obj, is_torch_array
 
-from infer_align._arguments import number
+from infer_align._arguments import entries, instance, number
 from infer_align._numerics import Array, namespace
 from infer_align.targets._target import LOG_DENSITY, LogPotential, Target, first_site
 
@@ -96,7 +96,7 @@ def as_moments(moments: Any) -> tuple[Moment, ...]:
     """Moments from a mapping name -> (feature, mean), or from a sequence of `Moment`."""
     if isinstance(moments, Mapping):
         moments = [(name, *_parts(pair, name)) for name, pair in moments.items()]
-    found = tuple(Moment(*_parts(one)) for one in moments)
+    found = tuple(Moment(*_parts(one)) for one in entries("moments", moments, of="moments"))
     names = [one.name for one in found]
     if len(set(names)) < len(names):
         raise ValueError(f"each moment needs a name of its own, got {names}")
@@ -207,6 +207,7 @@ def constrained_of(target: Target) -> Constrained:
     ValueError
         If there are none; if they are solved; if something was composed on top of them.
     """
+    instance("target", target, Target, "moment_match(prior, {'name': (feature, mean)})")
     own = target.log_potential
     if isinstance(own, Constrained):
         if own.multipliers is not None:

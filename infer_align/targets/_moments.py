@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_array_api_obj
 
-from infer_align._arguments import positive, real
+from infer_align._arguments import instance, positive, real
 from infer_align._numerics import Array, as_real, concrete, normalised, own
 from infer_align.targets._combinators import extend
 from infer_align.targets._declared import (
@@ -174,6 +174,7 @@ def solve_moments(
     >>> round(fit.achieved["last"], 6), 0.005 < fit.standard_errors["last"] < 0.02, fit.reliable
     (0.4, True, True)
     """
+    instance("sample", sample, WeightedSample, "samplers.importance(source, n)")
     sampled = evaluate(target, sample.outcomes, contexts, np.asarray(sample.log_weights, float))
     points = as_points(target.name, sampled, context_weights, "accepted draws")
     solved = solve(points, sampled.names, sampled.means, tolerance, "accepted draws")

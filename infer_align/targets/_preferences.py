@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import device
 
+from infer_align._arguments import array, function
 from infer_align._numerics import Array, as_real, concrete, namespace
 from infer_align.targets._combinators import check_beta, extend
 from infer_align.targets._target import Target, first_site
@@ -62,6 +63,7 @@ def preference_tilt(
     >>> [round(float(x), 4) for x in target.log_potential(jnp.array([0, 1]))]    # 0.7, 0.3 over β
     [1.75, 0.75]
     """
+    function("preference", preference, "(y, opponents, *contexts) -> probabilities")
     check_beta(beta)
     sampled = isinstance(opponents, WeightedSample)
     if sampled and weights is not None:
@@ -121,7 +123,7 @@ def _standard_error(table: Array, p: Array, cluster: np.ndarray | None) -> Array
 
 
 def _shares(others: Any, weights: Any) -> np.ndarray:
-    m = first_site(others).shape[0]
+    m = array("opponents", first_site(others), need="an array of outcomes on axis 0").shape[0]
     p = np.ones(m) if weights is None else np.asarray(concrete(as_real(weights, "weights")), float)
     if not p.ndim or len(p) != m or not (np.isfinite(p).all() and (p >= 0).all()):
         raise ValueError(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from infer_align import _supports
-from infer_align._arguments import real
+from infer_align._arguments import entries, real
 from infer_align._numerics import Array, namespace
 from infer_align.targets._capabilities import check_provides
 from infer_align.targets._combinators import summed_se
@@ -103,6 +103,8 @@ def geometric_mixture(
     >>> [round(float(x), 4) for x in jnp.exp(mixture.log_density(jnp.array([0, 1])))]
     [0.5657, 0.2828]
     """
+    references = entries("references", references, of="distributions or targets")
+    weights = entries("weights", weights)
     if not references or len(weights) != len(references):
         raise ValueError(
             f"a geometric mixture needs a weight for each reference, got {len(weights)} weights "

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import numpy as np
 from array_api_compat import device
 
+from infer_align._arguments import array, reals
 from infer_align._numerics import Array, as_real, concrete, namespace
 from infer_align.targets._target import HasLogProb, Target, first_site
 from infer_align.targets._weighted import WeightedSample
@@ -213,10 +214,11 @@ def teacher(prior: Any, *, name: str = "teacher") -> Target:
 
 def _weights_of(outcomes: Any, weights: Any) -> np.ndarray:
     """Weights of shape (N, *contexts), or (N,) for all contexts alike."""
-    first = first_site(outcomes)
+    first = array("outcomes", first_site(outcomes), need="an array of outcomes on axis 0")
     if weights is None:
         return np.ones(tuple(first.shape)[:1])
-    out = np.asarray(concrete(as_real(weights, "weights")), float)
+    known = concrete(as_real(weights, "weights")) if hasattr(weights, "dtype") else weights
+    out = reals("weights", known)
     if out.shape != tuple(first.shape)[: out.ndim] or not out.ndim:
         raise ValueError(
             f"weights of shape {out.shape} do not fit outcomes of shape {tuple(first.shape)}; give "

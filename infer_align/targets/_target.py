@@ -8,10 +8,13 @@ from typing import Any, Protocol, runtime_checkable
 from array_api_compat import is_array_api_obj
 
 from infer_align import _supports
-from infer_align._numerics import Array, as_real, namespace, own
+from infer_align._arguments import array, function
+from infer_align._numerics import Array, as_real, check_defined, namespace, own
 
 LogPotential = Callable[..., Array]
 LOG_DENSITY = frozenset({"log_density"})
+TAKES = "(y, *contexts) -> (n, *contexts)"
+"""What a user's functions of outcomes take and give, for messages."""
 
 
 @runtime_checkable
@@ -69,6 +72,13 @@ class Target:
     log_bound: Any = None
 
     def __post_init__(self) -> None:
+        law = any(hasattr(self.prior, name) for name in ("log_prob", "draw"))
+        if not (law or callable(self.prior)):
+            raise TypeError(
+                f"the base, or prior, of {self.name!r} must be a distribution, a callable from "
+                f"contexts to one, or a Target, got {self.prior!r} ({type(self.prior).__name__})"
+            )
+        function(f"the potential of {self.name!r}", self.log_potential, TAKES)
         for name in ("log_potential", "log_potential_se"):
             object.__setattr__(self, name, _on_a_copy(getattr(self, name)))
         object.__setattr__(self, "factors", tuple(map(_on_a_copy, self.factors)))
@@ -157,7 +167,10 @@ def indicator(accepts: Array) -> Array:
     >>> indicator(np.array([True, False]))
     array([  0., -inf])
     """
+    array("accepts", accepts, need="an array of booleans, (n, *contexts)")
     xp = namespace(accepts)
+    if not xp.isdtype(accepts.dtype, ("bool", "integral")):
+        check_defined(as_real(accepts, "accepts"), "accepts")
     zero = xp.zeros(accepts.shape)
     return xp.where(xp.astype(accepts, xp.bool), zero, zero - math.inf)
 

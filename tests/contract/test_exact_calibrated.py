@@ -112,7 +112,7 @@ def test_formulas_have_their_limits():
     ("policy", "value", "message"),
     [
         (calibrated.best_of_n, 0.5, r"needs n >= 1, got 0\.5"),
-        (calibrated.best_of_n, math.nan, "must be a number >= 1, got nan"),
+        (calibrated.best_of_n, math.nan, "must be a finite number >= 1, got nan"),
         (calibrated.tilt, 0.0, r"must be positive, got 0\.0"),
         (calibrated.tilt, -1, "must be positive, got -1"),
         (calibrated.best_of_poisson, -1, "must be >= 0, got -1"),
