@@ -152,7 +152,6 @@ def fit(
     n, steps, contexts = count("n", n), count("steps", steps), check_context_arguments(contexts)
     instance("estimator", estimator, Estimator, "f_dpg(divergences.jensen_shannon)")
     check_proposal(proposal)
-    check_params(params)
     if n < estimator.min_outcomes:
         raise ValueError(
             f"{estimator.name} needs at least {estimator.min_outcomes} outcomes per context, "
@@ -183,8 +182,7 @@ def fit(
     )
     if from_target and isinstance(declared.prior, Empirical):
         declared.prior.check_contexts(tuple(policy(params, *contexts).batch_shape))
-    support = lambda params: _regular(jnp.zeros(()), policy(params, *contexts))
-    jax.eval_shape(jax.grad(support), params)  # before anything is drawn
+    _check_support(policy, params, contexts)  # before anything is drawn
     fresh = FitState(0, run.optimizer.init(params), estimator.init())
     if resume is not None:
         _check_resume(resume, fresh)
@@ -238,6 +236,13 @@ def policy_gradient(
         return jnp.sum(c * jnp.where(jnp.isfinite(log_prob), log_prob, 0.0))
 
     return jax.grad(surrogate)(params)
+
+
+def _check_support(policy: Policy, params: Any, contexts: tuple[Any, ...]) -> None:
+    """Refuse parameters that no gradient moves, and a support that moves with them."""
+    check_params(params)
+    support = lambda params: _regular(jnp.zeros(()), policy(params, *contexts))
+    jax.eval_shape(jax.grad(support), params)
 
 
 def _regular(log_prob: jax.Array, policy: Any, outcomes: Any = None) -> jax.Array:
