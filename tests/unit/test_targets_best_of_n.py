@@ -28,6 +28,12 @@ from infer_align.estimators import LogWeights
 from infer_align.exact import RewardLaw, log_rewards, reward_law, selection
 from tests.libraries import jax, jnp, torch
 
+
+def no_base():
+    """Of targets of which only the potential is asked."""
+    raise AssertionError
+
+
 P = np.array([0.1, 0.4, 0.3, 0.2])
 R = np.array([1.0, 0.5, 1.0, -2.0])
 LAWS = {
@@ -186,10 +192,10 @@ def everything(cdf, r):
     """What a cdf is asked for, at rewards r."""
     identity = lambda y: y
     return [
-        best_of_n(None, identity, 3, cdf).log_potential(r),
-        soft_best_of_n(None, identity, 3, 0.5, cdf).log_potential(r),
+        best_of_n(no_base, identity, 3, cdf).log_potential(r),
+        soft_best_of_n(no_base, identity, 3, 0.5, cdf).log_potential(r),
         quantile(identity, cdf)(r),
-        top_fraction(None, identity, 0.45, cdf).log_potential(r),
+        top_fraction(no_base, identity, 0.45, cdf).log_potential(r),
         cdf.standard_error(r),
     ]
 
@@ -270,10 +276,10 @@ SAMPLES = {
 def test_a_fresh_draw_and_the_samples_are_exchangeable(samples):
     """Averaged over which of m + 1 rewards is the fresh one, weights are what they claim."""
     names = {
-        "best of 4": (lambda cdf: best_of_n(None, lambda y: y, 4, cdf), 1.0),
-        "best of 1.5": (lambda cdf: best_of_n(None, lambda y: y, 1.5, cdf), 1.0),
-        "soft best of 4": (lambda cdf: soft_best_of_n(None, lambda y: y, 4, 0.7, cdf), 1.0),
-        "top": (lambda cdf: top_fraction(None, lambda y: y, 0.3, cdf), 0.3),
+        "best of 4": (lambda cdf: best_of_n(no_base, lambda y: y, 4, cdf), 1.0),
+        "best of 1.5": (lambda cdf: best_of_n(no_base, lambda y: y, 1.5, cdf), 1.0),
+        "soft best of 4": (lambda cdf: soft_best_of_n(no_base, lambda y: y, 4, 0.7, cdf), 1.0),
+        "top": (lambda cdf: top_fraction(no_base, lambda y: y, 0.3, cdf), 0.3),
     }
     for name, (make, want) in names.items():
         weights = []
@@ -310,8 +316,8 @@ def test_standard_errors_cover(ties, weighted):
     r = np.broadcast_to(level(at)[:, None], (3, replications))
     makers = {
         "cdf": None,
-        "best of n": lambda cdf: best_of_n(None, lambda y: y, n, cdf),
-        "quantile": lambda cdf: quantile_tilt(None, lambda y: y, cdf, 0.5),
+        "best of n": lambda cdf: best_of_n(no_base, lambda y: y, n, cdf),
+        "quantile": lambda cdf: quantile_tilt(no_base, lambda y: y, cdf, 0.5),
     }
     for name, make in makers.items():
         if make is None:
@@ -330,7 +336,7 @@ def test_the_standard_error_of_soft_best_of_n_is_that_of_the_jackknife():
     """Leaving out one sample after the other gives the same spread as the delta method."""
     samples = np.random.default_rng(9).normal(size=30)
     r = np.array([-1.0, 0.0, 1.5])
-    make = lambda samples: soft_best_of_n(None, lambda y: y, 3, 0.8, RewardCdf.estimate(samples))
+    make = lambda samples: soft_best_of_n(no_base, lambda y: y, 3, 0.8, RewardCdf.estimate(samples))
     left_out = np.array([make(np.delete(samples, i)).log_potential(r) for i in range(30)])
     spread = np.sqrt(29 / 30 * ((left_out - left_out.mean(axis=0)) ** 2).sum(axis=0))
     np.testing.assert_allclose(make(samples).log_potential_se(r), spread, rtol=0.1)
@@ -342,7 +348,7 @@ def test_below_and_above_all_samples():
     place = cdf.at(np.array([-5.0, 50.0]))
     np.testing.assert_allclose(np.exp(place.log_cdf), [0.1, 1.0])
     np.testing.assert_allclose(np.exp(place.log_below), [0.0, 0.9])
-    target = best_of_n(None, lambda y: y, 3, cdf)
+    target = best_of_n(no_base, lambda y: y, 3, cdf)
     np.testing.assert_allclose(
         np.exp(target.log_potential(np.array([-5.0, 50.0]))), [0.01, 10 * (1 - 0.9**3)]
     )
@@ -355,7 +361,7 @@ def test_below_and_above_all_samples():
 def test_quantile_tilts_know_their_log_z(beta):
     """Without ties the closed form, with ties the sum over levels, by both conventions."""
     uniform = RewardCdf.continuous(lambda r: r)
-    target = quantile_tilt(None, lambda y: y, uniform, beta)
+    target = quantile_tilt(no_base, lambda y: y, uniform, beta)
     z = quad(lambda u: math.exp((u - 1) / beta), 0, 1)[0]
     assert target.log_z == pytest.approx(math.log(z) + 1 / beta, rel=1e-9)
     cdf = RewardCdf.exact(R, np.log(P))
@@ -365,9 +371,9 @@ def test_quantile_tilts_know_their_log_z(beta):
         assert tied.log_z == pytest.approx(total, rel=1e-13)
     law = LAWS["ties"]
     np.testing.assert_allclose(quantile(lambda y: law.rewards[y], cdf)(np.arange(3)), law.win_rates)
-    assert quantile_tilt(None, lambda y: y, CDFS["estimate"], beta).log_z is None
+    assert quantile_tilt(no_base, lambda y: y, CDFS["estimate"], beta).log_z is None
     columns = RewardCdf.exact(np.stack([R, -R], 1), np.log(np.stack([P, P], 1)))
-    assert quantile_tilt(None, lambda y: y, columns, beta).log_z.shape == (2,)
+    assert quantile_tilt(no_base, lambda y: y, columns, beta).log_z.shape == (2,)
 
 
 @pytest.mark.parametrize("fraction", [1e-6, 0.2, 0.4, 0.40001, 0.7, 0.8, 1.0])
@@ -388,7 +394,7 @@ def test_the_top_fraction_has_exactly_its_mass(fraction):
 def test_top_fraction_without_ties_and_threshold():
     """From a formula it is an indicator; a threshold is one of the reward itself."""
     uniform = RewardCdf.continuous(lambda r: r, lambda r: 1 - r)
-    target = top_fraction(None, lambda y: y, 0.25, uniform)
+    target = top_fraction(no_base, lambda y: y, 0.25, uniform)
     np.testing.assert_array_equal(
         target.log_potential(np.array([0.5, 0.74, 0.76, 1.0])), [-math.inf, -math.inf, 0, 0]
     )
@@ -468,13 +474,13 @@ def test_near_ties_merge_and_far_rewards_do_not():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda c: best_of_n(None, abs, 0, c), "finite n > 0, got 0"),
-        (lambda c: best_of_n(None, abs, math.inf, c), "finite n > 0, got inf"),
-        (lambda c: soft_best_of_n(None, abs, 0.5, 1.0, c), "finite n >= 1, got 0.5"),
-        (lambda c: soft_best_of_n(None, abs, 2, 0.0, c), "temperature must be positive"),
-        (lambda c: quantile_tilt(None, abs, c, -1.0), "beta must be positive"),
-        (lambda c: top_fraction(None, abs, 0.0, c), r"in \(0, 1\], got 0"),
-        (lambda c: threshold(None, abs, math.nan), "got nan"),
+        (lambda c: best_of_n(no_base, abs, 0, c), "finite n > 0, got 0"),
+        (lambda c: best_of_n(no_base, abs, math.inf, c), "finite n > 0, got inf"),
+        (lambda c: soft_best_of_n(no_base, abs, 0.5, 1.0, c), "finite n >= 1, got 0.5"),
+        (lambda c: soft_best_of_n(no_base, abs, 2, 0.0, c), "temperature must be positive"),
+        (lambda c: quantile_tilt(no_base, abs, c, -1.0), "beta must be positive"),
+        (lambda c: top_fraction(no_base, abs, 0.0, c), r"in \(0, 1\], got 0"),
+        (lambda c: threshold(no_base, abs, math.nan), "got nan"),
         (lambda c: RewardCdf.exact(R, np.log(P) + 0.1), "miss 1 by 0.105"),
         (lambda c: RewardCdf.estimate(np.zeros((2, 0))), r"rewards of shape \(2, 0\) and log-prob"),
         (lambda c: RewardCdf.exact(R * math.nan, np.log(P)), "4 of 4 rewards are NaN"),
@@ -485,11 +491,11 @@ def test_near_ties_merge_and_far_rewards_do_not():
         (lambda c: c.for_contexts(["a"]), "1 labels for a cdf of contexts"),
         # Unwrapped, as users have them: the tests check types before.
         (
-            lambda c: inspect.unwrap(best_of_n)(None, lambda y: y, 2, None),
+            lambda c: inspect.unwrap(best_of_n)(no_base, lambda y: y, 2, None),
             r"got NoneType; get it with exact.reward_cdf\(",
         ),
         (
-            lambda c: inspect.unwrap(soft_best_of_n)(None, lambda y: y, 2, 1.0, R),
+            lambda c: inspect.unwrap(soft_best_of_n)(no_base, lambda y: y, 2, 1.0, R),
             r"one, got ndarray; .* RewardCdf.estimate\(rewards of draws",
         ),
         (lambda c: inspect.unwrap(quantile)(lambda y: y, None), "cdf of a reward is a RewardCdf"),
@@ -499,12 +505,12 @@ def test_near_ties_merge_and_far_rewards_do_not():
         ),
         (
             lambda c: soft_best_of_n(
-                None, lambda y: y, 2, 1.0, RewardCdf.continuous(lambda r: r)
+                no_base, lambda y: y, 2, 1.0, RewardCdf.continuous(lambda r: r)
             ).log_potential(R),
             "this cdf is a formula",
         ),
         (
-            lambda c: soft_best_of_n(None, lambda y: y, 2, 1e-6, c).log_potential(R),
+            lambda c: soft_best_of_n(no_base, lambda y: y, 2, 1e-6, c).log_potential(R),
             "less than a hundred-thousandth",
         ),
     ],
@@ -543,7 +549,7 @@ def test_an_estimated_potential_widens_the_intervals_that_need_it():
     """log Z and KL of an estimated best-of-4 are covered; without the error they are not."""
     rng = np.random.default_rng(8)
     m, n, replications = 200, 2000, 300  # as many contexts: each has a cdf of its own
-    target = best_of_n(None, lambda y: y, 4, RewardCdf.estimate(rng.random((m, replications))))
+    target = best_of_n(no_base, lambda y: y, 4, RewardCdf.estimate(rng.random((m, replications))))
     u = rng.random((n, replications))
     d = draws(LogWeights(policy=np.zeros_like(u), target=target.log_potential(u)))
     se, kinds = target.log_potential_se(u), [forward_kl, reverse_kl]

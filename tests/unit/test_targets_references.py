@@ -18,6 +18,12 @@ from infer_align.targets import (
 )
 from tests.libraries import jnp, torch
 
+
+def no_base():
+    """Of targets of which only the potential is asked."""
+    raise AssertionError
+
+
 A = np.log([0.5, 0.3, 0.15, 0.05])
 B = np.log([0.1, 0.2, 0.3, 0.4])
 REWARD = np.array([1.0, -2.0, 0.5, 0.25])
@@ -168,7 +174,7 @@ def test_rows_are_chosen_on_the_device_of_the_outcomes():
     names = np.array([0, 0, 1])
     sample = WeightedSample(y[:3], np.zeros(3), np.zeros(3), cluster=names)
     wins = lambda y, other: 0.5 + 0.1 * (y - other)[:, 0].double()
-    target = preference_tilt(None, wins, sample, 0.5)
+    target = preference_tilt(no_base, wins, sample, 0.5)
     for value in (target.log_potential(y), target.log_potential_se(y)):
         assert (value.device.type, tuple(value.shape)) == ("meta", (5,))
 
