@@ -111,7 +111,7 @@ def compare(
     return out
 
 
-def _reaching(change: Estimate, missed: tuple[float, float]) -> Estimate:
+def _reaching(change: Estimate, missed: tuple[float, ...]) -> Estimate:
     """A change that reaches as far below and above as what a side may have missed moves it."""
     down, up = (np.atleast_1d(x) for x in missed)
     column = lengthen(np.array(change, float)[:, None], change.value - down, change.value + up)
