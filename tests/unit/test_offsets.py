@@ -358,7 +358,7 @@ def test_comparisons_say_the_same(off_policy, tied, c):
 
 @every_offset
 def test_a_points_potential_moves_by_the_offset(c):
-    """The mean potential of a policy on the frontier, from weighed draws."""
+    """The mean potential of a policy on the frontier, from weighed draws; and a batch's KL."""
     found = []
     for k in (0.0, c):
         weights, log_prior, _ = weights_of(k, 3, off_policy=True)
@@ -366,7 +366,9 @@ def test_a_points_potential_moves_by_the_offset(c):
         target = np.where(some, weights.target, weights.target[some].min())
         tree = assess(weights._replace(target=target), log_prior=log_prior)
         reward = diagnostics.frontier_points({"": tree})[0].reward
-        found.append(np.array(reward) - k * np.array([1, 0, 1, 1, 0]))
+        batch = batch_metrics(weights._replace(target=target), log_prior, target - log_prior)
+        numbers = np.array([*reward, batch["reverse_kl"]], dtype=float)
+        found.append(numbers - k * np.array([1, 0, 1, 1, 0, 0]))
     np.testing.assert_allclose(found[1], found[0], atol=4 * rounding(c))
 
 
