@@ -107,14 +107,14 @@ def compare(
     for side, bound, estimates, sign in zip(sides, bounds, (old, new), (-1, 1), strict=True):
         if bound is not None:
             pooled = of_draws(side, estimates, divergences, bound, level).pooled
-            out = {name: _reaching(change, pooled[name][::sign]) for name, change in out.items()}
+            out = {name: _reaching(change, *pooled[name][::sign]) for name, change in out.items()}
     return out
 
 
-def _reaching(change: Estimate, missed: tuple[float, ...]) -> Estimate:
+def _reaching(change: Estimate, down: float, up: float) -> Estimate:
     """A change that reaches as far below and above as what a side may have missed moves it."""
-    down, up = (np.atleast_1d(x) for x in missed)
-    column = lengthen(np.array(change, float)[:, None], change.value - down, change.value + up)
+    ends = (np.atleast_1d(change.value - down), np.atleast_1d(change.value + up))
+    column = lengthen(np.array(change, float)[:, None], *ends)
     value, se, low, high, reliable = (float(x) for x in column[:, 0])
     return Estimate(value, se, low, high, bool(reliable))
 

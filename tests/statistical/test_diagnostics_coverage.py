@@ -181,9 +181,10 @@ def test_intervals_cover_in_2000_replications(name):
     covered, claimed, khat = shares(law, 2000)
     assert khat < 0.5
     assert law.ess >= 200
-    finite = {name: share for name, share in covered.items() if law.truths[name] < math.inf}
-    # Near a limit the claims are longer than the rest, so that they hold as often as they say.
-    assert all(0.92 <= share <= 0.99 for share in finite.values()), covered
+    for kind, share in covered.items():
+        # Where few claim, their intervals are longer, so that they hold as often as they say.
+        most = 0.98 if claimed[kind] > 0.9 else 1.0
+        assert law.truths[kind] == math.inf or 0.92 <= share <= most, covered
     print(name, round(law.ess), round(khat, 2), covered, claimed)  # -rP shows it
 
 
@@ -338,8 +339,10 @@ def test_a_hidden_mode_is_claimed_unless_its_bound_is_known(n, replications):
 @pytest.mark.slow
 def test_a_small_known_bound_is_claimed_and_covers():
     """Weights up to 12: what 4000 draws may miss is less than the interval."""
+    free, _ = hidden(4000, 2000, None, mass=1e-3, weight=12.0)
     claims, held = hidden(4000, 2000, math.log(12.2), mass=1e-3, weight=12.0)
-    assert min(claims) > 0.95
+    assert min(claims) > 0.8
+    assert (claims >= free - 0.01).all()  # the others have too high a k̂
     assert 0.92 <= held.mean() <= 0.98
 
 
