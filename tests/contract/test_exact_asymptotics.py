@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from infer_align.divergences import reverse_kl
-from infer_align.exact import best_of_n, log_rewards, reward_law
+from infer_align.exact import Chain, best_of_n, log_rewards, reward_law
 from infer_align.exact.asymptotics import (
     bahadur_rao,
     best_of_n_limit,
@@ -309,6 +309,13 @@ def test_the_other_divergence_grows_at_the_published_exponent():
         tilt = long.tilt(beta_for_kl(letter, kl))
         got = log_kl_to_best_of_n(long, tilt, log_n=kl * m) / m
         assert got == pytest.approx(want, abs=1e-5)
+
+
+def test_the_exponent_of_a_chain_of_independent_letters_is_that_of_the_letter():
+    probs, rewards = [0.5, 0.3, 0.2], [0.0, 1.0, 3.0]
+    family = Chain(probs, [probs] * 3, rewards, 1).rate()
+    want = log_kl_exponent(reward_law(probs, rewards), 0.2)
+    assert log_kl_exponent(family, 0.2) == pytest.approx(want, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["T1", "T2"])
