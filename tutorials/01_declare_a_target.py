@@ -19,7 +19,7 @@ import numpyro
 import numpyro.distributions as dist
 
 import infer_align as ia
-from infer_align import divergences, estimators, exact
+from infer_align import Space, divergences, estimators
 
 jax.config.update("jax_enable_x64", True)  # noqa: FBT003  exact numbers; the library itself never sets it
 
@@ -40,12 +40,12 @@ def program():
 
 # %% [markdown]
 # `beta` is a temperature, as in prior · exp(reward / beta): the distribution that maximises
-# E[reward] − beta · KL(π‖prior). `ia.jax.target` reads the program; `exact.Space` lists the
+# E[reward] − beta · KL(π‖prior). `ia.jax.target` reads the program; `Space` lists the
 # outcomes and solves it.
 
 # %%
 target = ia.jax.target(program)
-space = exact.Space.sequences(3, LENGTH, xp=jnp)
+space = Space.sequences(3, LENGTH, xp=jnp)
 answer = space.solve(target)
 share = jax.vmap(reward)(space.outcomes)
 prior = target.given().log_prob(space.outcomes)

@@ -16,7 +16,7 @@ import pyro
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from infer_align import diagnostics, divergences, exact, f_dpg
+from infer_align import Space, diagnostics, divergences, f_dpg
 from infer_align.torch import CausalLM, assess, fit, target
 
 STEPS = 40 if os.environ.get("INFER_ALIGN_FAST") else 150
@@ -43,7 +43,7 @@ def program():
 
 
 # %%
-space = exact.Space.sequences(5, 4, eos=EOS, pad=EOS, xp=torch)
+space = Space.sequences(5, 4, eos=EOS, pad=EOS, xp=torch)
 goal = target(program)
 with torch.no_grad():
     answer = space.solve(goal)

@@ -20,7 +20,7 @@ import numpyro
 import optax
 
 import infer_align as ia
-from infer_align import divergences, exact
+from infer_align import Space, divergences, exact
 from infer_align.jax import fit, markov
 from infer_align.targets import unconstrained
 
@@ -33,7 +33,7 @@ INITIAL = jnp.array([0.6, 0.3, 0.1])
 TRANSITION = jnp.array([[0.6, 0.3, 0.1], [0.4, 0.5, 0.1], [0.5, 0.3, 0.2]])
 chain = {"initial": jnp.log(INITIAL), "transition": jnp.log(TRANSITION)}
 prior = markov(chain, length=LENGTH)
-space = exact.Space.sequences(3, LENGTH, xp=jnp)
+space = Space.sequences(3, LENGTH, xp=jnp)
 
 # %% [markdown]
 # ## Pointwise: condition on what you want

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import torch
     import xarray
 
-    from infer_align.exact import RewardLaw, Space
+    from infer_align.exact import RewardLaw
+    from infer_align.spaces import Space
     from infer_align.torch import CausalLM, Draws
 
 COMPARED = (reverse_kl, forward_kl, jensen_shannon, total_variation)
@@ -71,7 +72,7 @@ def _listing(job: Job, policy: "CausalLM") -> Listing | None:
     """All outcomes, if they are few and the target accepts some for every prompt."""
     import torch
 
-    from infer_align.exact import Space
+    from infer_align.spaces import Space
     from infer_align.torch.contexts import bind
 
     lm = job.lm

@@ -1,17 +1,9 @@
 r"""Exact answers: the oracle of every test, and reward/KL trade-offs without sampling error.
 
-A `Space` lists all N outcomes on axis 0. Every other quantity is a vector over that
-axis, with contexts on the trailing axes, ``(N, *contexts)``, so that
-
-.. math:: Z = \sum_y P(y), \qquad p = P / Z, \qquad E_p[h] = \sum_y p(y) h(y)
-
-are sums over axis 0. The arrays may come from NumPy, JAX or torch; what goes in comes out.
-Outcomes that a hard constraint rejects have log density −inf and probability 0, and never
-turn a sum into NaN.
-
-Larger outcome sets are solved through what they are made of. `solve` reads it off a declared
-target. A `RewardLaw` (from `reward_law` for independent letters, or a `Chain`)
-lists the levels of a reward; policies that reweight the prior by the reward are vectors over them:
+Where the outcomes can be listed, everything is a sum over a `Space`. Larger outcome sets are solved
+through what they are made of. `solve` reads it off a declared target. A `RewardLaw` (from
+`reward_law` for independent letters, or a `Chain`) lists the levels of a reward; policies that
+reweight the prior by the reward are vectors over them:
 
 - `infer_align.exact.tilts`: tilts by temperature, KL budget or reward; the frontier
 - `infer_align.exact.selection`: best-of-n and its relatives
@@ -42,8 +34,6 @@ from infer_align.exact._solve import (
     by_types,
     solve,
 )
-from infer_align.exact._space import Solution, Space
-from infer_align.exact._structure import SequenceModel
 from infer_align.exact.chains import Automaton, Chain
 from infer_align.exact.selection import best_of_n
 
@@ -54,9 +44,6 @@ __all__ = [
     "Equilibrium",
     "Lookahead",
     "RewardLaw",
-    "SequenceModel",
-    "Solution",
-    "Space",
     "best_of_n",
     "best_response",
     "by_letters",

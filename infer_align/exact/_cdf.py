@@ -11,8 +11,9 @@ from infer_align.exact._law import RewardLaw
 from infer_align.exact._potential import potential_law
 from infer_align.exact._problem import distribution_of, problem_of
 from infer_align.exact._solve import MAX_ENTRIES, solve
-from infer_align.exact._space import Space
-from infer_align.exact._structure import as_target, listed_support, sequence_model
+from infer_align.programs import as_target
+from infer_align.spaces.sequences import listed_support, sequence_model
+from infer_align.spaces.space import Space
 from infer_align.targets import RewardCdf, Target, condition, tilt
 
 Reward = Callable[..., Any]
@@ -57,7 +58,7 @@ def reward_cdf(base: Any, reward: Reward | None = None, *contexts: Any) -> Rewar
         return _of_law(base, reward)
     if reward is None:
         raise ValueError("reward_cdf needs a reward beside the base, or a RewardLaw in its place")
-    target = _as_base(base)
+    target = _as_base(base, contexts)
     distribution = distribution_of(target, contexts)
     support = listed(distribution)
     if support is None:
@@ -73,10 +74,10 @@ def reward_cdf(base: Any, reward: Reward | None = None, *contexts: Any) -> Rewar
     return RewardCdf.exact(xp.asarray(rewards), log_prob)
 
 
-def _as_base(base: Any) -> Target:
+def _as_base(base: Any, contexts: tuple[Any, ...]) -> Target:
     """A distribution as the target that it is."""
     if isinstance(base, Target) or not hasattr(base, "log_prob"):
-        return as_target(base)
+        return as_target(base, *contexts)
     return Target(base, lambda y, *contexts: 0.0 * base.log_prob(y), "base")
 
 

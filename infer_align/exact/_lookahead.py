@@ -16,7 +16,7 @@ from infer_align.exact._messages import solve_chain
 from infer_align.exact._probe import pair_terms
 from infer_align.exact._problem import Problem, Unfit, problem_of
 from infer_align.exact._solve import MAX_ENTRIES, _by_state, _log_prior, _times, _Weights
-from infer_align.exact._space import Space
+from infer_align.spaces.space import Space
 
 
 @runtime_checkable

@@ -8,8 +8,9 @@ import numpy as np
 from infer_align._numerics import concrete
 from infer_align.exact._problem import distribution_of, problem_of
 from infer_align.exact._solve import MAX_ENTRIES
-from infer_align.exact._space import Space
-from infer_align.exact._structure import as_target, listed_support
+from infer_align.programs import as_target
+from infer_align.spaces.sequences import listed_support
+from infer_align.spaces.space import Space
 from infer_align.targets import (
     Budget,
     MomentFit,
@@ -64,7 +65,7 @@ def match_moments(
     >>> {name: round(value, 6) for name, value in fit.achieved.items()}
     {'share': 0.4, 'first': 0.1}
     """
-    target = as_target(target)
+    target = as_target(target, *contexts)
     space = _listed(target, contexts)
     log_density = _numpy(space.log_density(unconstrained(target), *contexts), target.name)
     outcomes = space._for_contexts(log_density.shape[1:])

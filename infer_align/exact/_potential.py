@@ -13,8 +13,9 @@ from infer_align.exact._law import RewardLaw
 from infer_align.exact._probe import position_terms
 from infer_align.exact._problem import Problem, Unfit, distribution_of, problem_of
 from infer_align.exact._solve import MAX_ENTRIES, Answer, solve
-from infer_align.exact._space import Space
-from infer_align.exact._structure import as_target, listed_support
+from infer_align.programs import as_target
+from infer_align.spaces.sequences import listed_support
+from infer_align.spaces.space import Space
 
 
 class Letters(NamedTuple):
@@ -65,7 +66,7 @@ def potential_law(target: Any, *contexts: Any, scale: float | int = 1.0) -> Rewa
     RewardLaw(41 levels of 40 tokens, exact; tilted FFT: rewards on a lattice of step 1)
     """
     number("scale", scale)
-    target = as_target(target)
+    target = as_target(target, *contexts)
     distribution = distribution_of(target, contexts)
     support = listed_support(distribution)
     if support is None:

@@ -8,7 +8,8 @@ import numpy as np
 
 from infer_align._numerics import Array, check_defined, concrete, namespace
 from infer_align.exact._automaton import Automaton
-from infer_align.exact._structure import HasSite, SequenceModel, as_target, sequence_model
+from infer_align.programs import as_target
+from infer_align.spaces.sequences import HasSite, SequenceModel, sequence_model
 from infer_align.targets import Target
 
 CHUNK = 1_000_000
@@ -104,7 +105,7 @@ def problem_of(target: Any, contexts: tuple[Any, ...], distribution: Any = None)
     ValueError
         If the prior is none over token sequences.
     """
-    target = as_target(target)
+    target = as_target(target, *contexts)
     if distribution is None:
         distribution = distribution_of(target, contexts)
     model = sequence_model(distribution)
@@ -112,6 +113,6 @@ def problem_of(target: Any, contexts: tuple[Any, ...], distribution: Any = None)
         raise ValueError(
             f"the prior of target {target.name!r} is a {type(distribution).__name__}, which is not "
             "known here as a finite set of outcomes; give a categorical, independent tokens, a "
-            "Markov policy or a language model, or list the outcomes: exact.Space(outcomes)"
+            "Markov policy or a language model, or list the outcomes: Space(outcomes)"
         )
     return Problem(target, contexts, model)

@@ -12,9 +12,10 @@ from infer_align.exact._automaton import Automaton
 from infer_align.exact._messages import Messages, solve_chain
 from infer_align.exact._probe import Terms, pair_terms, position_terms, shown
 from infer_align.exact._problem import Problem, Unfit, distribution_of, problem_of
-from infer_align.exact._space import Space
-from infer_align.exact._structure import SequenceModel, as_target, listed_support
 from infer_align.exact._types import compositions, log_factorials, number_of_types
+from infer_align.programs import as_target
+from infer_align.spaces.sequences import SequenceModel, listed_support
+from infer_align.spaces.space import Space
 from infer_align.targets import Target
 
 MAX_ENTRIES = 4_000_000
@@ -112,7 +113,7 @@ def solve(target: Any, *contexts: Any) -> Answer:
     >>> answer.engine, round(float(answer.log_z), 4), round(float(answer.kl_to_prior), 4)
     ('types', 4.8797, 0.9579)
     """
-    target = as_target(target)
+    target = as_target(target, *contexts)
     distribution = distribution_of(target, contexts)
     support = listed_support(distribution)
     if support is not None:

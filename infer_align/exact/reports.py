@@ -21,10 +21,11 @@ from infer_align.exact._potential import Letters, additive_letters, potential_la
 from infer_align.exact._problem import distribution_of, problem_of
 from infer_align.exact._rewards import ExactRewards, exact_rewards, fraction
 from infer_align.exact._solve import solve
-from infer_align.exact._structure import as_target, listed_support
 from infer_align.exact.asymptotics import rate, rate_of_best_of_n, renyi_cross_entropy
 from infer_align.exact.selection import best_of_n, kl_bound, log_kl_to_best_of_n
 from infer_align.exact.tilts import beta_for_kl, frontier, small_kl_expansion
+from infer_align.programs import as_target
+from infer_align.spaces.sequences import listed_support
 from infer_align.targets import Target
 
 __all__ = [
@@ -184,7 +185,7 @@ def declared(
     >>> sorted(report), report["answer"]["engine"]
     (['answer', 'draws', 'frontier'], 'sequences')
     """
-    target = as_target(target)
+    target = as_target(target, *contexts)
     answer = solve(target, *contexts)
     report: dict[str, Any] = {
         "answer": {

@@ -19,7 +19,7 @@ import numpyro.distributions as dist
 from numpyro import handlers
 
 from infer_align import _supports
-from infer_align.jax._threads import alone
+from infer_align._threads import alone
 from infer_align.targets import Constrained, Target, collecting
 
 __all__ = ["ProgramPrior", "target"]

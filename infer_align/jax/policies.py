@@ -22,7 +22,7 @@ from numpyro.distributions import constraints
 
 from infer_align._arguments import count
 from infer_align._numerics import logsumexp
-from infer_align.exact import SequenceModel, Space
+from infer_align.spaces import SequenceModel, Space
 
 __all__ = [
     "HiddenMarkov",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from infer_align import _supports
 from infer_align._numerics import as_real, own
-from infer_align.torch._threads import alone
+from infer_align._threads import alone
 from infer_align.torch.continuations import Continuations
 
 Parts = Iterator[tuple[Tensor, Tensor]]

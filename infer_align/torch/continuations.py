@@ -22,7 +22,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from infer_align.exact import SequenceModel
+from infer_align.spaces import SequenceModel
 from infer_align.torch import sampling, scoring
 from infer_align.torch.networks import Network
 

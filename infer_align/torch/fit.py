@@ -19,6 +19,7 @@ from torch import Tensor
 from infer_align import _supports
 from infer_align._arguments import count, instance
 from infer_align._numerics import own
+from infer_align._threads import alone
 from infer_align.diagnostics import batch_metrics
 from infer_align.diagnostics._batch import never_moved
 from infer_align.estimators import Estimator, LogWeights, checked_update
@@ -47,7 +48,6 @@ from infer_align.torch._steps import (
     trainable,
 )
 from infer_align.torch._support import refuse_moving_support
-from infer_align.torch._threads import alone
 from infer_align.torch.contexts import Contexts, bind, check_callable
 from infer_align.torch.demonstrations import draw_data, fits_samples
 from infer_align.torch.pyro import Program

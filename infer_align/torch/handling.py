@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infer_align.torch._threads import alone
+from infer_align._threads import alone
 from infer_align.torch.decoding import Decoder
 
 NEW = 2

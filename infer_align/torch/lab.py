@@ -15,7 +15,7 @@ from infer_align import _supports
 from infer_align.diagnostics import Comparison, compare_gradients
 from infer_align.diagnostics import _policy_gradients as listed_
 from infer_align.estimators import Estimator, LogWeights, checked_update
-from infer_align.exact import Space
+from infer_align.spaces import Space
 from infer_align.targets import Target, add_potential
 from infer_align.torch._drawing import draw
 from infer_align.torch.contexts import Contexts, bind

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from infer_align._threads import alone
 from infer_align.torch import handling as handling_
 from infer_align.torch import length_rules
-from infer_align.torch._threads import alone
 from infer_align.torch.handling import Handling
 
 if TYPE_CHECKING:

@@ -26,9 +26,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from infer_align import _files
 from infer_align._arguments import count, positive
+from infer_align._threads import alone
 from infer_align.torch import prompts as prompts_
 from infer_align.torch import scoring, storage
-from infer_align.torch._threads import alone
 from infer_align.torch.continuations import Continuations
 from infer_align.torch.gguf import load_gguf
 from infer_align.torch.networks import Network, SharedModel

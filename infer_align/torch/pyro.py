@@ -18,8 +18,8 @@ from torch import Tensor
 
 from infer_align import _supports
 from infer_align._numerics import as_real, own
+from infer_align._threads import alone
 from infer_align.targets import Constrained, Target, collecting
-from infer_align.torch._threads import alone
 
 __all__ = ["context_names", "target"]
 

@@ -16,8 +16,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from infer_align._threads import alone
 from infer_align.torch import scoring
-from infer_align.torch._threads import alone
 from infer_align.torch.decoding import Decoder
 from infer_align.torch.handling import Handling, by_side
 from infer_align.torch.networks import Network

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infer_align.torch._threads import alone
+from infer_align._threads import alone
 from infer_align.torch.continuations import Continuations
 from infer_align.torch.handling import Handling, both
 from infer_align.torch.networks import Network

@@ -21,7 +21,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from infer_align import exact, testing
+from infer_align import Space, exact, testing
 from infer_align.jax import programs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,7 +148,7 @@ def test_the_skeleton_of_a_combinator_is_the_closed_form() -> None:
     letters = dist.CategoricalProbs(jnp.array([0.5, 0.3, 0.2]))
     reward = lambda y: jnp.array([0.0, 1.0, -jnp.inf])[y]
     target = skeleton("cap")(ia.tilt(letters, reward, 0.5), 0.7)  # type: ignore[operator]
-    answer = exact.Space(jnp.arange(3)).solve(target)
+    answer = Space(jnp.arange(3)).solve(target)
     weights = np.array([0.5, 0.3 * np.exp(0.7), 0.0])
     np.testing.assert_allclose(np.exp(answer.log_prob), weights / weights.sum())
 

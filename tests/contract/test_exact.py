@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from infer_align import divergences
-from infer_align.exact import Space
+from infer_align.spaces import Space
 from infer_align.targets import Target, condition, tilt
 
 PRIOR = np.array([0.05, 0.1, 0.15, 0.2, 0.2, 0.3])

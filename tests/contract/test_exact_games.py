@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from infer_align import exact, targets
+from infer_align import Space, exact, targets
 from infer_align.targets import WeightedSample
 
 PRIOR = np.log([0.6, 0.3, 0.1])
@@ -102,7 +102,7 @@ def test_outcomes_that_the_prior_excludes_stay_out():
 
 def test_best_response_and_preference_tilt_agree():
     """The target of a preference tilt is the best response; at the equilibrium, itself."""
-    beta, space = 0.2, exact.Space(np.arange(3))
+    beta, space = 0.2, Space(np.arange(3))
     prior = targets.Target(Listed(PRIOR), lambda y: np.zeros(len(y)))
     wins = lambda y, other: CYCLE[y, other]
     q = np.array([0.2, 0.5, 0.3])

@@ -7,7 +7,15 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from infer_align import WeightedSample, exact, match_moments, moment_match, solve_moments, tilt
+from infer_align import (
+    Space,
+    WeightedSample,
+    exact,
+    match_moments,
+    moment_match,
+    solve_moments,
+    tilt,
+)
 from infer_align.exact import Chain, asymptotics, overoptimization, reward_law, selection, tilts
 from infer_align.targets import kl_budget
 
@@ -116,7 +124,7 @@ def test_a_solution_is_that_without_the_constant(law, reward, engine, offset):
 def test_types_and_spaces(offset):
     target, plain = (tilt(TOKENS, lambda y, c=c: y.max(-1) + c, 0.7) for c in (offset, 0.0))
     want = exact.solve(plain)
-    space = exact.Space.sequences(3, 6, eos=None, xp=jnp)
+    space = Space.sequences(3, 6, eos=None, xp=jnp)
     for found in (exact.by_types(target), space.solve(target)):
         assert float(found.kl_to_prior) == pytest.approx(float(want.kl_to_prior), abs=1e-6)
         assert float(found.log_z) - offset / 0.7 == pytest.approx(float(want.log_z), abs=1e-6)

@@ -15,8 +15,9 @@ import torch
 
 import infer_align as ia
 from infer_align import Target, condition, exact, product, tilt
-from infer_align.exact import Automaton, SequenceModel, Space
+from infer_align.exact import Automaton
 from infer_align.jax import markov, memoryless
+from infer_align.spaces import SequenceModel, Space
 
 P = np.array([0.5, 0.3, 0.2])
 M = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]])

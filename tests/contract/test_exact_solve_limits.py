@@ -156,18 +156,6 @@ def test_a_program_of_two_latent_sites_is_refused(program, engine):
         engine(program)
 
 
-def test_a_program_must_mention_one_of_the_two_libraries():
-    def neither():
-        return 1
-
-    def both():
-        return numpyro, pyro
-
-    for program, word in ((neither, "neither"), (both, "both")):
-        with pytest.raises(ValueError, match=f"mentions {word} pyro"):
-            exact.solve(program)
-
-
 JAX_TABLE = jnp.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
 
 

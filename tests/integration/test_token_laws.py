@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from infer_align import diagnostics
-from infer_align.exact import Space
+from infer_align.spaces import Space
 from infer_align.torch import CausalLM, per_token
 from tests.lm_zoo import EOS, LENGTH, PROMPTS, VOCAB, tiny_model
 

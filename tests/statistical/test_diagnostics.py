@@ -15,7 +15,7 @@ from infer_align.diagnostics._summary import summarise
 from infer_align.diagnostics._tree import DIVERGENCES
 from infer_align.divergences import forward_kl, reverse_kl
 from infer_align.estimators import LogWeights
-from infer_align.exact import Space
+from infer_align.spaces import Space
 
 POLICY = np.array([0.05, 0.1, 0.15, 0.2, 0.2, 0.3])
 DENSITY = 3.0 * np.array([0.1, 0.05, 0.25, 0.3, 0.2, 0.1])

@@ -17,7 +17,7 @@ from infer_align.diagnostics import (
     self_bleu,
 )
 from infer_align.estimators import LogWeights
-from infer_align.exact import Space
+from infer_align.spaces import Space
 
 V, T, EOS = 3, 3, 2
 SPACE = Space.sequences(V, T, eos=EOS, pad=EOS)

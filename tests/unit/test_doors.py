@@ -15,6 +15,7 @@ import pytest
 
 import infer_align
 from infer_align import (
+    Space,
     WeightedSample,
     diagnostics,
     divergences,
@@ -82,7 +83,7 @@ CASES = [
     of(exact.reward_law_of_counts, probs=[0.5, 0.5], reward=lambda c: c[:, 1], length=3, digits=12),
     of(exact.log_rewards, probs=[0.5, 0.5]),
     of(exact.regularized_rewards, rewards=[0, 1], probs=[0.5, 0.5], weight=1),
-    of(exact.Space, outcomes=np.arange(3)),
+    of(Space, outcomes=np.arange(3)),
     of(exact.Chain, initial=[0.5, 0.5], transition=np.exp(STEPS), rewards=[0, 1], length=3),
     of(chains.renyi_cross_entropy_rate, log_p=STEPS, log_q=OTHER, order=2.0),
     of(tilts.beta_for_kl, family=LAW, kl=0.1),

@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.distributions import constraints, transforms
 
-from infer_align import _supports, divergences, exact, f_dpg, samplers, tilt
+from infer_align import Space, _supports, divergences, f_dpg, samplers, tilt
 from infer_align.estimators import none
 from infer_align.jax import BestOfN, fit, mixture, policy_gradient, source, target
 from infer_align.jax import programs as P
@@ -186,7 +186,7 @@ def test_a_policy_has_weight_and_gradient_0_at_outcomes_that_it_never_draws() ->
 
 
 def test_a_listed_space_wider_than_a_prior() -> None:
-    space = exact.Space(jnp.arange(5))
+    space = Space(jnp.arange(5))
     found = space.log_prob(dist.Categorical(probs=PROBS))
     np.testing.assert_allclose(jnp.exp(found), [0.2, 0.3, 0.5, 0, 0], rtol=1e-6)
 

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 
-from infer_align import exact, product, tilt
+from infer_align import Space, exact, product, tilt
 from infer_align.exact import _lookahead
 from infer_align.exact._problem import problem_of
 from infer_align.exact.selection import autoregressive, best_of_n, threshold
@@ -59,7 +59,7 @@ def test_lookahead_is_the_conditional_expectation(engine, eos):
     rewards = pairs if eos is None else (lambda y: 0.5 * (y[..., 0] == 1))
     target = product(prior, rewards, NO_TWO_ONES) if eos is None else tilt(prior, rewards, 1.0)
     ahead = getattr(_lookahead, engine)(problem_of(target, ()))
-    by_definition = Listed(target, exact.Space.sequences(3, 4, eos=eos, pad=0, xp=jnp))
+    by_definition = Listed(target, Space.sequences(3, 4, eos=eos, pad=0, xp=jnp))
     letters = range(3) if eos is None else range(2)
     for t in range(1, 5):
         for head in itertools.product(letters, repeat=t - 1):

@@ -12,12 +12,12 @@ from jax.flatten_util import ravel_pytree
 from infer_align.diagnostics import Comparison, compare_gradients
 from infer_align.diagnostics import _policy_gradients as listed_
 from infer_align.estimators import Estimator, checked_update
-from infer_align.exact import Space
 from infer_align.jax._batch import draw, weigh
 from infer_align.jax.fit import policy_gradient
 from infer_align.jax.lab._compare import component_names, flops
 from infer_align.jax.numpyro import Program, ProgramPrior
 from infer_align.jax.numpyro import target as as_target
+from infer_align.spaces import Space
 from infer_align.targets import Target
 
 __all__ = ["compare_policy_gradients"]

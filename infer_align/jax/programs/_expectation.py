@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infer_align._arguments import count
-from infer_align.jax._threads import alone
+from infer_align._threads import alone
 from infer_align.jax.programs._frame import (
     Frame,
     Override,

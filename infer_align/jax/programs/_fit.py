@@ -12,8 +12,8 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.constraints import real
 
 from infer_align._arguments import count, instance
+from infer_align._threads import alone
 from infer_align.jax._checks import check_key, check_params, optimizer_or_adam
-from infer_align.jax._threads import alone
 from infer_align.jax.programs._expectation import Expectation
 from infer_align.jax.programs._frame import Frame, Plan
 from infer_align.jax.programs._noise import Recorder

@@ -23,8 +23,8 @@ from numpyro.primitives import Messenger
 
 from infer_align import _supports
 from infer_align._arguments import count
+from infer_align._threads import alone
 from infer_align.jax._support import refuse_moving_support
-from infer_align.jax._threads import alone
 from infer_align.jax.programs._distributions import log_prob
 from infer_align.jax.programs._frame import current
 from infer_align.jax.programs._loops import particles

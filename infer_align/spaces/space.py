@@ -19,7 +19,7 @@ from infer_align._numerics import (
     normalised,
 )
 from infer_align.divergences import FDivergence
-from infer_align.exact._outcomes import all_sequences, check_distinct, positions
+from infer_align.spaces.outcomes import all_sequences, check_distinct, positions
 
 
 class Solution(NamedTuple):
@@ -57,7 +57,7 @@ class Space:
     Examples
     --------
     >>> import numpy as np
-    >>> from infer_align.exact import Space
+    >>> from infer_align.spaces import Space
     >>> space = Space(np.arange(3))
     >>> log_prior, reward = np.log([0.5, 0.3, 0.2]), np.array([0.0, 1.0, -np.inf])
     >>> log_density = log_prior + reward
@@ -93,7 +93,7 @@ class Space:
 
         Examples
         --------
-        >>> from infer_align.exact import Space
+        >>> from infer_align.spaces import Space
         >>> Space.product(2, 3).outcomes.tolist()
         [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
         """
@@ -132,7 +132,7 @@ class Space:
 
         Examples
         --------
-        >>> from infer_align.exact import Space
+        >>> from infer_align.spaces import Space
         >>> len(Space.sequences(5, 4, eos=0))
         341
         >>> Space.sequences(2, 2, eos=1, pad=-1).outcomes.tolist()
@@ -162,7 +162,7 @@ class Space:
         Examples
         --------
         >>> import numpy as np
-        >>> from infer_align.exact import Space
+        >>> from infer_align.spaces import Space
         >>> Space.product(2, 3).index(np.array([[1, 0], [0, 2]])).tolist()
         [3, 2]
         """
@@ -193,7 +193,7 @@ class Space:
         --------
         >>> import torch
         >>> from pyro.distributions import Categorical
-        >>> from infer_align.exact import Space
+        >>> from infer_align.spaces import Space
         >>> coin = Categorical(probs=torch.tensor([0.25, 0.75]))
         >>> Space(torch.arange(2)).log_prob(coin).exp().tolist()
         [0.25, 0.75]
@@ -262,7 +262,7 @@ class Space:
         Examples
         --------
         >>> import numpy as np
-        >>> from infer_align.exact import Space
+        >>> from infer_align.spaces import Space
         >>> log_prob = np.array([np.log(0.25), np.log(0.75), -np.inf])
         >>> float(Space(np.arange(3)).expectation(np.array([0.0, 4.0, np.inf]), log_prob))
         3.0
@@ -303,7 +303,7 @@ class Space:
         --------
         >>> import numpy as np
         >>> from infer_align import divergences
-        >>> from infer_align.exact import Space
+        >>> from infer_align.spaces import Space
         >>> policy, target = np.log([0.25, 0.75]), np.log([0.5, 0.5])
         >>> kl = Space(np.arange(2)).divergence(divergences.forward_kl, policy, target)
         >>> round(float(kl), 6)

@@ -1,14 +1,11 @@
-"""What a target's prior is made of, as far as exact solutions can use it."""
+"""Token sequences: their number, the factors of a distribution over them, and listed supports."""
 
-import importlib
-import inspect
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from array_api_compat import is_torch_array
 
 from infer_align._numerics import Array, concrete, logsumexp, namespace
-from infer_align.targets import Target
 
 
 class SequenceModel(NamedTuple):
@@ -182,62 +179,3 @@ def listed_support(distribution: Any) -> Array | None:
     support = distribution.enumerate_support(expand=False)
     event = tuple(distribution.event_shape)
     return namespace(support).reshape(support, (support.shape[0], *event))
-
-
-def as_target(target: Any) -> Target:
-    """A target, from one or from a Pyro or NumPyro program as it stands."""
-    if isinstance(target, Target):
-        return target
-    if not callable(target):
-        raise TypeError(f"needed is a Target or a program, got {type(target).__name__}")
-    found = {"numpyro": "jax", "pyro": "torch"}
-    sides = {found[root] for root in _mentioned(target) if root in found}
-    if len(sides) != 1:
-        raise ValueError(
-            f"program {getattr(target, '__name__', target)!r} mentions "
-            f"{'both' if sides else 'neither'} pyro and numpyro; say which with "
-            "infer_align.torch.target(program) or infer_align.jax.target(program)"
-        )
-    # Not an import of a higher layer: only the caller's own program brings it.
-    return importlib.import_module(f"infer_align.{sides.pop()}").target(target)
-
-
-def _mentioned(program: Any) -> set[str]:
-    """Root packages that a program's code names; if none of the two, those its helpers name."""
-    seen: set[int] = set()
-    roots: set[str] = set()
-    level = [inspect.unwrap(program)]
-    while level and roots.isdisjoint({"pyro", "numpyro"}):
-        helpers: list[Any] = []
-        for function in level:
-            _read(function, roots, helpers, seen)
-        level = helpers
-    return roots
-
-
-def _read(function: Any, roots: set[str], helpers: list[Any], seen: set[int]) -> None:
-    """Add the root packages and the functions that one function's code names."""
-    function = getattr(function, "func", function)  # functools.partial
-    code = getattr(function, "__code__", None)
-    if code is None or id(code) in seen:
-        return
-    seen.add(id(code))
-    names, codes = set(code.co_names), [code]
-    while codes:
-        inner = [c for c in codes.pop().co_consts if inspect.iscode(c)]
-        names.update(name for c in inner for name in c.co_names)
-        codes += inner
-    cells = [c.cell_contents for c in function.__closure__ or () if _filled(c)]
-    for value in [function.__globals__.get(name) for name in sorted(names)] + cells:
-        module = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", "")
-        roots.add(str(module).partition(".")[0])
-        if inspect.isfunction(value):
-            helpers.append(value)
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
