@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from infer_align.exact import (
     RewardLaw,
-    Space,
     best_of_n,
     log_rewards,
     regularized_rewards,
@@ -21,6 +20,7 @@ from infer_align.exact import (
     reward_law_of_counts,
 )
 from infer_align.exact.tilts import beta_for_kl
+from infer_align.spaces import Space
 from tests.exact_zoo import levels, log_of
 from tests.libraries import jax, jnp, torch
 
