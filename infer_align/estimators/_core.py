@@ -169,7 +169,7 @@ def checked_update(estimator: Estimator, state: State, weights: LogWeights) -> U
     Raises
     ------
     ValueError
-        As `check`, and for coefficients that are not finite.
+        As `check`, for another estimator's state, and for coefficients that are not finite.
 
     Examples
     --------
@@ -180,8 +180,14 @@ def checked_update(estimator: Estimator, state: State, weights: LogWeights) -> U
     >>> estimators.checked_update(e, e.init(), w).coefficients
     array([ 0.5, -0.5])
     """
-    instance("the state", state, dict, "estimator.init()")
     check(estimator, weights)
+    instance("the state", state, dict, "estimator.init()")
+    if (given := _entries(state)) != (own := _entries(estimator.init())):
+        raise ValueError(
+            f"the state holds {', '.join(given) or 'nothing'}, and {estimator.name} keeps "
+            f"{', '.join(own) or 'nothing'}: it is another estimator's, or was saved by another "
+            "version; start from estimator.init()"
+        )
     update = estimator.update(state, weights)
     xp = namespace(update.coefficients)
     if not bool(xp.all(xp.isfinite(update.coefficients))):
@@ -191,6 +197,13 @@ def checked_update(estimator: Estimator, state: State, weights: LogWeights) -> U
             "(jensen_shannon), or clip= and truncate="
         )
     return update
+
+
+def _entries(state: Any, path: str = "") -> list[str]:
+    """Names of what a state holds, nested ones with their paths."""
+    if not isinstance(state, dict):
+        return [path[1:]]
+    return sorted(x for name, part in state.items() for x in _entries(part, f"{path}.{name}"))
 
 
 def sizes(weights: LogWeights, needed: int, what: str) -> tuple[int, int]:

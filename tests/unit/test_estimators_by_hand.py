@@ -350,3 +350,17 @@ def test_names_say_the_choices():
     many = [estimators.known_log_z(np.arange(9.0) + shift).name for shift in (0.0, 1e-9)]
     assert many[0] != many[1]
     assert many[0].startswith("known_log_z(9 numbers, ")
+
+
+def test_a_state_of_another_estimator_is_refused():
+    """Also one that an older version saved: its numbers would be read as others, or not found."""
+    weights = LogWeights(np.log([0.5, 0.5]), np.array([0.0, 1.0]))
+    running = estimators.f_dpg(divergences.reverse_kl, log_z=estimators.running_log_z())
+    state = estimators.checked_update(running, running.init(), weights).state
+    estimators.checked_update(running, state, weights)
+    other = estimators.f_dpg(divergences.reverse_kl)
+    with pytest.raises(ValueError, match=r"the state holds .*log_z.origin.*, and f_dpg"):
+        estimators.checked_update(other, state, weights)
+    old = {**state, "log_z": {"log_total": 0.0, "log_count": 0.0, "context": 0.0}}
+    with pytest.raises(ValueError, match=r"holds .*log_z.log_total.* saved by another version"):
+        estimators.checked_update(running, old, weights)
