@@ -10,6 +10,7 @@ from infer_align._numerics import Array, check_defined, concrete, namespace
 from infer_align.exact._automaton import Automaton
 from infer_align.programs import as_target
 from infer_align.spaces.sequences import HasSite, SequenceModel, sequence_model
+from infer_align.spaces.sites import second_site
 from infer_align.targets import Target
 
 CHUNK = 1_000_000
@@ -46,9 +47,7 @@ class Problem:
     @cached_property
     def like(self) -> Array:
         """An array of the target's library, of its device and precision."""
-        model = self.model
-        known = (model.log_tokens, model.log_initial, model.values)
-        return next(x for x in known if x is not None)
+        return self.model.like
 
     @cached_property
     def automata(self) -> tuple[Automaton, ...]:
@@ -92,8 +91,25 @@ class Problem:
 
 
 def distribution_of(target: Target, contexts: tuple[Any, ...]) -> Any:
-    """The distribution of a target's only latent site, given its contexts."""
+    """The distribution of a target's only latent site, given its contexts.
+
+    Raises
+    ------
+    ValueError
+        If there is a second.
+    """
     prior = target.given(*contexts)
+    if second := second_site(prior):
+        raise ValueError(
+            f"target {target.name!r} has another latent site, {second!r}, after its first, and "
+            "this takes one: draw the whole outcome at one site, or use exact.solve, which lists "
+            "the outcomes of several"
+        )
+    return law_of(prior)
+
+
+def law_of(prior: Any) -> Any:
+    """The distribution of a prior's only latent site."""
     return prior.site() if isinstance(prior, HasSite) else prior
 
 

@@ -11,10 +11,12 @@ from infer_align._numerics import Array, greatest, logsumexp, namespace, normali
 from infer_align.exact._automaton import Automaton
 from infer_align.exact._messages import Messages, solve_chain
 from infer_align.exact._probe import Terms, pair_terms, position_terms, shown
-from infer_align.exact._problem import Problem, Unfit, distribution_of, problem_of
+from infer_align.exact._problem import Problem, Unfit, law_of, problem_of
+from infer_align.exact._sites import looked_up, marginal, solve_sites
 from infer_align.exact._types import compositions, log_factorials, number_of_types
 from infer_align.programs import as_target
 from infer_align.spaces.sequences import SequenceModel, listed_support
+from infer_align.spaces.sites import HasSites, second_site
 from infer_align.spaces.space import Space
 from infer_align.targets import Target
 
@@ -40,17 +42,18 @@ class Answer:
     kl_to_prior : array, shape (*contexts)
         KL(p‖prior) = E_p[log potential] − log Z.
     engine : str
-        ``sequences``, ``types``, ``letters`` or ``messages``.
+        ``sequences``, ``types``, ``letters``, ``messages`` or ``sites``.
     reason : str
         What decided: sizes, and what was checked.
     log_prob : callable
-        ``log_prob(y)``, normalised, of outcomes y on axis 0.
+        ``log_prob(y)``, normalised, of outcomes y on axis 0 (of several sites a dict).
     law : array or tuple
-        The law itself. Sequences: log-probabilities over ``space.outcomes``. Types: log-masses of
-        the rows of ``counts``. Letters: log-probabilities of the tokens by position, (m, k).
-        Messages: log-probabilities of the first state (S,) and of the transitions (m − 1, S, S).
+        The law itself. Sequences, sites: log-probabilities over ``space.outcomes``. Types:
+        log-masses of the rows of ``counts``. Letters: log-probabilities of the tokens by position,
+        (m, k). Messages: log-probabilities of the first state (S,) and of the transitions
+        (m − 1, S, S).
     space : Space, optional
-        The listed sequences.
+        The listed sequences, or values of sites.
     counts : array of int, shape (T, k), optional
         The listed types.
     """
@@ -66,6 +69,47 @@ class Answer:
     space: Space | None = field(default=None, repr=False)
     counts: np.ndarray | None = field(default=None, repr=False)
 
+    def marginal(self, site: str) -> tuple[Space, Any]:
+        """The law of one site of several.
+
+        Parameters
+        ----------
+        site : str
+
+        Returns
+        -------
+        space : Space
+            The M distinct values of the site, in the order in which they are listed first.
+        log_prob : array, shape (M, *contexts)
+
+        Raises
+        ------
+        ValueError
+            If the answer is not over several sites, or has no such site.
+
+        Examples
+        --------
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from infer_align import exact
+        >>> def program():
+        ...     style = numpyro.sample("style", dist.Bernoulli(0.5))
+        ...     law = jnp.where(style, jnp.array([0.3, 0.7]), jnp.array([0.9, 0.1]))
+        ...     y = numpyro.sample("y", dist.Categorical(law))
+        ...     numpyro.factor("only ones", jnp.where(y == 1, 0.0, -jnp.inf))
+        >>> space, log_prob = exact.solve(program).marginal("style")
+        >>> space.outcomes.tolist(), [round(float(p), 4) for p in jnp.exp(log_prob)]
+        ([0, 1], [0.125, 0.875])
+        """
+        sites = self.space.outcomes if self.space is not None else None
+        if not isinstance(sites, dict) or self.space is None:
+            raise ValueError(
+                "a marginal is one site's law of several, and this answer has one site: its law is "
+                "answer.law, or answer.log_prob(y)"
+            )
+        if site not in sites:
+            raise ValueError(f"the sites are {', '.join(sites)}; got {site!r}")
+        return marginal(self.space, self.law, site)
+
 
 def solve(target: Any, *contexts: Any) -> Answer:
     r"""Solve a declared target exactly, by the engine that fits.
@@ -79,16 +123,21 @@ def solve(target: Any, *contexts: Any) -> Answer:
     - `by_messages`: for Markov or independent tokens and a potential that is a sum over
       neighbouring pairs, times automata (`product` with an `Automaton`).
 
-    All but the first evaluate the potential on more sequences than they need and compare: a
+    A program of several latent sites is solved by listing the values of all (engine ``sites``),
+    with no assumption on the potential. An outcome is then a dict from site to value. What a site
+    is drawn from, and what it can be, may depend on the sites before it, also by a Python branch
+    on their values (with one context in Pyro); every site is sampled in every run.
+
+    All but these two evaluate the potential on more sequences than they need and compare: a
     potential that has another form only on sequences that are not among these goes unnoticed.
     `Chain` and `reward_law` take the terms as declared, and need no such check.
 
     Parameters
     ----------
     target : Target, or Pyro or NumPyro program
-        With one latent site.
     *contexts : Any
-        What the target's program is conditioned on. Several contexts need the first engine.
+        What the target's program is conditioned on. Several contexts need one latent site and the
+        first engine, or several latent sites.
 
     Returns
     -------
@@ -114,7 +163,10 @@ def solve(target: Any, *contexts: Any) -> Answer:
     ('types', 4.8797, 0.9579)
     """
     target = as_target(target, *contexts)
-    distribution = distribution_of(target, contexts)
+    prior = target.given(*contexts)
+    if second_site(prior) is not None:
+        return _of_sites(target, contexts, prior)
+    distribution = law_of(prior)
     support = listed_support(distribution)
     if support is not None:
         return _listed(target, contexts, Space(support), "the prior lists its support")
@@ -214,6 +266,15 @@ def _listed(target: Target, contexts: tuple[Any, ...], space: Space, reason: str
         solution.log_z, solution.entropy, solution.expected_log_potential, solution.kl_to_prior,
         "sequences", f"{len(space):,} outcomes listed: {reason}",
         _log_prob(target, contexts, solution.log_z), solution.log_prob, space,
+    )  # fmt: skip
+
+
+def _of_sites(target: Target, contexts: tuple[Any, ...], prior: HasSites) -> Answer:
+    space, solution = solve_sites(target, contexts, prior)
+    return Answer(
+        solution.log_z, solution.entropy, solution.expected_log_potential, solution.kl_to_prior,
+        "sites", f"{len(space):,} outcomes listed of the sites {', '.join(space.outcomes)}",
+        looked_up(space, solution.log_prob), solution.log_prob, space,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ so a ``.sum()`` in the program can only run over the outcome's own axes.
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from numpyro import handlers
+from numpyro.primitives import Messenger
 
 from infer_align import _supports
 from infer_align._threads import alone
@@ -107,13 +108,25 @@ def target(
             ) from None
         return ProgramPrior(program, contexts, label, context_ndim)
 
-    def terms(y: Outcome, *contexts: Any) -> tuple[jax.Array, Moments]:
-        return prior(*contexts).terms(y)
-
     takes_contexts = bool(signature.parameters)
+    terms = _Terms(prior)
     return Target(
         prior if takes_contexts else prior(), Constrained(terms, label), label, log_bound=log_bound
     )
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """Log-potential and moments of a program; see `ProgramPrior.terms`."""
+
+    prior: Callable[..., "ProgramPrior"]
+
+    def __call__(self, y: Outcome, *contexts: Any) -> tuple[jax.Array, Moments]:
+        return self.prior(*contexts).terms(y)
+
+    def holding(self, values: dict[str, Any]) -> "_Terms":
+        """Those of the program whose named sites have these values."""
+        return _Terms(lambda *contexts: self.prior(*contexts).holding(values))
 
 
 @dataclass(frozen=True)
@@ -130,12 +143,15 @@ class ProgramPrior:
         For messages.
     context_ndim : int
         Number of these axes.
+    held : dict, optional
+        Values of latent sites that are not asked for any more, each of one outcome; see `holding`.
     """
 
     program: Program
     contexts: tuple[Any, ...]
     name: str
     context_ndim: int = 1
+    held: dict[str, Any] = field(default_factory=dict)
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -187,6 +203,44 @@ class ProgramPrior:
         values = {} if value is None else self._by_site(value, self._latent_shapes())
         sites = self._trace(jax.random.key(0), values, context)
         return {s["name"]: s["fn"] for s in sites if s["type"] == "sample" and not s["is_observed"]}
+
+    def holding(self, values: dict[str, Any]) -> "ProgramPrior":
+        """The law of the other latent sites beside these, whose log-probabilities count in it.
+
+        Parameters
+        ----------
+        values : dict
+            Of each site one value, the same in every context. They are no tracers, so that the
+            program may branch on them.
+
+        Returns
+        -------
+        ProgramPrior
+        """
+        return replace(self, held=values)
+
+    def fixed_sites(self) -> frozenset[str] | None:
+        """The latent sites, if no Python branch depends on their values; else None."""
+        try:
+            return frozenset(self._latent_shapes())
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):  # of a traced value
+            return None
+
+    def next_site(self) -> tuple[str, Any] | None:
+        """The first latent site that is not held and its distribution, of the first context.
+
+        The program runs up to there, and nothing is drawn. None: every latent site is held.
+        """
+        first = (0,) * len(self.batch_shape)
+        context = jax.tree.map(lambda x: jnp.asarray(x)[first], self.contexts)
+        listener = _NextSite(self)
+        with alone(), handlers.block(), listener, collecting():
+            try:
+                run = handlers.seed(self.program, jax.random.key(0))
+                handlers.substitute(run, data=self.held)(*context)
+            except _FoundError:
+                return listener.found
+        return None
 
     def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> Outcome:
         """Outcomes drawn by running the program: an array, or a dict of several sites.
@@ -270,6 +324,7 @@ class ProgramPrior:
         def one(values: dict[str, jax.Array], *contexts: Any) -> tuple[Any, ...]:
             declared: Moments = {}
             sites = self._trace(jax.random.key(0), values, contexts, declared)
+            self._refuse_more_sites(sites, values)
             means.update((name, mean) for name, (_, mean) in declared.items())
             features = {name: self._scalar(name, x) for name, (x, _) in declared.items()}
             return *_log_terms(sites), features
@@ -306,16 +361,20 @@ class ProgramPrior:
         What it declares with `infer_align.moment` is put into ``moments``, if wanted.
         """
         with alone(), handlers.block(), collecting() as found:
-            run = handlers.substitute(handlers.seed(self.program, key), data=values)
+            known = self.held | values
+            run = handlers.substitute(handlers.seed(self.program, key), data=known)
             sites = list(handlers.trace(run).get_trace(*contexts).values())
         if moments is not None:
             moments.update(found)
         for site in sites:
-            self._refuse_random_density(site)
+            _refuse_random_density(site, self.name)
         return sites
 
     def _latent_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each latent site's value in one outcome, found without computing anything."""
+        if self.held:  # under `eval_shape` the program could not branch on them
+            found = self.next_site()
+            return {} if found is None else {found[0]: tuple(found[1].shape())}
         first = (0,) * len(self.batch_shape)
         context = jax.tree.map(lambda x: jnp.asarray(x)[first], self.contexts)
         values = lambda: {
@@ -331,21 +390,15 @@ class ProgramPrior:
             )
         return shapes
 
-    def _refuse_random_density(self, site: dict[str, Any]) -> None:
-        if site["type"] == "plate":
-            size, drawn = site["args"]
-            if drawn not in (None, size):
+    def _refuse_more_sites(self, sites: list[dict[str, Any]], values: dict[str, Any]) -> None:
+        """Refuse a latent site without a value, which would be drawn."""
+        for site in sites:
+            latent = site["type"] == "sample" and not site["is_observed"]
+            if latent and site["name"] not in self.held | values:
                 raise ValueError(
-                    f"plate {site['name']!r} of program {self.name!r} draws a subsample of "
-                    f"{drawn} of {size}, which makes the density random; use the whole plate"
+                    f"latent site {site['name']!r} of program {self.name!r} exists only for some "
+                    "values of the sites before it; sample every site in every run"
                 )
-        latent = site["type"] == "sample" and not site["is_observed"]
-        if latent and _is_masked(site["fn"]):
-            raise ValueError(
-                f"latent site {site['name']!r} of program {self.name!r} is masked, so its "
-                "log-probabilities do not sum to one; give it a distribution over what can be "
-                "drawn, and mask the factor instead"
-            )
 
     def _by_site(self, value: Outcome, shapes: dict[str, tuple[int, ...]]) -> dict[str, jax.Array]:
         if not isinstance(value, dict):
@@ -403,6 +456,60 @@ class ProgramPrior:
                 "without an axis use target(program, context_ndim=0)"
             )
         return shape[: self.context_ndim]
+
+
+def _refuse_random_density(site: dict[str, Any], program: str) -> None:
+    """Refuse a subsampled plate, and a latent site that is masked."""
+    if site["type"] == "plate":
+        size, drawn = site["args"]
+        if drawn not in (None, size):
+            raise ValueError(
+                f"plate {site['name']!r} of program {program!r} draws a subsample of "
+                f"{drawn} of {size}, which makes the density random; use the whole plate"
+            )
+    latent = site["type"] == "sample" and not site["is_observed"]
+    if latent and _is_masked(site["fn"]):
+        raise ValueError(
+            f"latent site {site['name']!r} of program {program!r} is masked, so its "
+            "log-probabilities do not sum to one; give it a distribution over what can be "
+            "drawn, and mask the factor instead"
+        )
+
+
+class _FoundError(BaseException):
+    """The site that was looked for; no `except Exception` of the program holds it back."""
+
+
+class _NextSite(Messenger):
+    """Ends a run at the first latent site without a value, which is ``found``."""
+
+    def __init__(self, prior: ProgramPrior) -> None:
+        super().__init__()
+        self.prior = prior
+        self.seen: set[str] = set()
+        self.found: tuple[str, Any] | None = None
+
+    def process_message(self, msg: Any) -> None:
+        _refuse_random_density(msg, self.prior.name)
+        if msg["type"] != "sample":
+            return
+        name, program = msg["name"], self.prior.name
+        if name in self.seen and (name in self.prior.held or not msg["is_observed"]):
+            raise ValueError(
+                f"program {program!r} has two sites named {name!r}; give each its own name"
+            )
+        self.seen.add(name)
+        if msg["is_observed"]:
+            return
+        if msg["fn"].batch_shape and self.prior.held:
+            raise ValueError(
+                f"latent site {name!r} of program {program!r} has batch shape "
+                f"{tuple(msg['fn'].batch_shape)}, of a plate perhaps; needed is one outcome: "
+                ".expand([size]).to_event(1) instead of the plate"
+            )
+        if msg["value"] is None:
+            self.found = name, msg["fn"]
+            raise _FoundError
 
 
 def _log_terms(sites: list[dict[str, Any]]) -> tuple[jax.Array, jax.Array]:

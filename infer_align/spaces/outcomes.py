@@ -1,12 +1,16 @@
 """Lists of outcomes as NumPy integers: making them, checking them, finding one in them."""
 
 import math
+from typing import Any
 
 import numpy as np
 from array_api_compat import is_torch_array
 
 from infer_align._arguments import array
 from infer_align._numerics import Array
+
+Outcomes = Any
+"""An array with outcomes on axis 0, or one of each named site."""
 
 
 def all_sequences(vocabulary_size: int, length: int, ends: tuple[int, ...], pad: int) -> np.ndarray:
@@ -31,12 +35,22 @@ def all_sequences(vocabulary_size: int, length: int, ends: tuple[int, ...], pad:
     return rows
 
 
-def check_distinct(outcomes: Array) -> None:
-    """Refuse an empty list of outcomes, or one that lists an outcome twice."""
-    array("outcomes", outcomes, need="an array, one outcome a row")
-    if not outcomes.shape or outcomes.shape[0] == 0:
+def check_distinct(outcomes: Outcomes) -> None:
+    """Refuse an empty list of outcomes, one that lists an outcome twice, or unequal sites."""
+    for name, values in _sites(outcomes).items():
+        what = f"outcomes[{name!r}]" if isinstance(outcomes, dict) else "outcomes"
+        array(what, values, need="an array, one outcome a row")
+        if not values.shape or values.shape[0] == 0:
+            raise ValueError(
+                f"a space needs at least one outcome on axis 0, got shape {tuple(values.shape)}"
+            )
+    if not _sites(outcomes):
+        raise ValueError("a space of named sites needs at least one site, got an empty dict")
+    numbers = {name: values.shape[0] for name, values in _sites(outcomes).items()}
+    if len(set(numbers.values())) > 1:
         raise ValueError(
-            f"a space needs at least one outcome on axis 0, got shape {tuple(outcomes.shape)}"
+            f"the sites of a space list different numbers of outcomes, {numbers}; give one row of "
+            "each site to every outcome"
         )
     values, counts = np.unique(_rows(outcomes, 1), axis=0, return_counts=True)
     if counts.max() > 1:
@@ -46,32 +60,69 @@ def check_distinct(outcomes: Array) -> None:
         )
 
 
-def positions(sampled: Array, outcomes: Array) -> np.ndarray:
-    """Index into ``outcomes`` of each sampled outcome, of the samples' leading shape."""
-    event = tuple(outcomes.shape[1:])
-    leading = len(sampled.shape) - len(event)
-    shape = tuple(sampled.shape[: max(leading, 0)])
-    if leading < 0 or tuple(sampled.shape[leading:]) != event:
+def positions(sampled: Outcomes, outcomes: Outcomes) -> np.ndarray:
+    """Index into ``outcomes`` of each sampled outcome, of the samples' leading shape.
+
+    It is −1 of what is not among them.
+    """
+    if _names(sampled) != _names(outcomes):
         raise ValueError(
-            f"outcomes of shape {tuple(sampled.shape)} do not end in this space's event shape "
-            f"{event}"
+            f"outcomes have {_names(sampled)} and this space has {_names(outcomes)}; give every "
+            "site its values, and no other"
         )
-    known, wanted = _rows(outcomes, 1), _rows(sampled, leading)
+    shape = _leading(sampled, outcomes)
+    known, wanted = _rows(outcomes, 1), _rows(sampled, len(shape))
     _, labels = np.unique(np.concatenate([known, wanted]), axis=0, return_inverse=True)
     labels = labels.reshape(-1)
     position = np.full(labels.max() + 1, -1)
     position[labels[: len(known)]] = np.arange(len(known))
-    found = position[labels[len(known) :]]
-    if (unknown := found < 0).any():
-        raise ValueError(
-            f"{unknown.sum()} of {len(found)} outcomes are not in this space, the first: "
-            f"{wanted[np.argmax(unknown)].tolist()}"
-        )
-    return found.reshape(shape)
+    return position[labels[len(known) :]].reshape(shape)
 
 
-def _rows(array: Array, leading: int) -> np.ndarray:
-    """Flatten the array of any library to a NumPy matrix: leading axes by event."""
-    array = np.asarray(array.detach().cpu() if is_torch_array(array) else array)
-    shape = array.shape
-    return array.reshape(math.prod(shape[:leading]), math.prod(shape[leading:]))
+def distinct(outcomes: Outcomes) -> tuple[np.ndarray, np.ndarray]:
+    """Where each distinct outcome is listed first, (M,), and which of these each one is, (N,)."""
+    _, first, member = np.unique(_rows(outcomes, 1), axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # of appearance, not of value
+    return first[order], np.argsort(order)[member.reshape(-1)]
+
+
+def first_missing(sampled: Outcomes, found: np.ndarray) -> list[Any]:
+    """The first sampled outcome whose position is −1, its sites one after the other."""
+    return _rows(sampled, found.ndim)[np.argmax(found.ravel() < 0)].tolist()
+
+
+def _names(outcomes: Outcomes) -> str:
+    return f"sites {sorted(outcomes)}" if isinstance(outcomes, dict) else "one array"
+
+
+def _sites(outcomes: Outcomes) -> dict[str, Array]:
+    return outcomes if isinstance(outcomes, dict) else {"": outcomes}
+
+
+def _leading(sampled: Outcomes, outcomes: Outcomes) -> tuple[int, ...]:
+    """The samples' shape before the events' axes, the same at every site."""
+    shapes = {}
+    for name, listed in _sites(outcomes).items():
+        event, shape = tuple(listed.shape[1:]), tuple(_sites(sampled)[name].shape)
+        axes = len(shape) - len(event)
+        if axes < 0 or shape[axes:] != event:
+            at = f" of site {name!r}" if name else ""
+            raise ValueError(
+                f"outcomes{at} of shape {shape} do not end in this space's event shape {event}"
+            )
+        shapes[name] = shape[:axes]
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"the sites have outcomes of different leading shapes, {shapes}")
+    return next(iter(shapes.values()))
+
+
+def _rows(outcomes: Outcomes, leading: int) -> np.ndarray:
+    """Flatten outcomes of any library to a NumPy matrix: leading axes by events."""
+    columns = [_matrix(values, leading) for _, values in sorted(_sites(outcomes).items())]
+    return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+
+
+def _matrix(values: Array, leading: int) -> np.ndarray:
+    values = np.asarray(values.detach().cpu() if is_torch_array(values) else values)
+    shape = values.shape
+    return values.reshape(math.prod(shape[:leading]), math.prod(shape[leading:]))

@@ -50,6 +50,19 @@ class SequenceModel(NamedTuple):
         on = k - ends
         return ends * sum(on**t for t in range(m)) + on**m
 
+    @property
+    def like(self) -> Array:
+        """An array of the distribution's library, of its device and precision."""
+        known = (self.log_tokens, self.log_initial, self.values)
+        return next(x for x in known if x is not None)
+
+    def first(self) -> np.ndarray:
+        """The tokens (1, m) of the sequence that a list of all begins with."""
+        tokens = np.zeros((1, self.length), dtype=np.int64)
+        if 0 in self.eos:
+            tokens[:, 1:] = self.pad
+        return tokens
+
     def outcomes(self, tokens: np.ndarray, like: Array) -> Array:
         """Outcomes of the target's library from token ids (..., m)."""
         if is_torch_array(like):

@@ -19,7 +19,13 @@ from infer_align._numerics import (
     normalised,
 )
 from infer_align.divergences import FDivergence
-from infer_align.spaces.outcomes import all_sequences, check_distinct, positions
+from infer_align.spaces.outcomes import (
+    Outcomes,
+    all_sequences,
+    check_distinct,
+    first_missing,
+    positions,
+)
 
 
 class Solution(NamedTuple):
@@ -46,13 +52,15 @@ class Space:
 
     Parameters
     ----------
-    outcomes : array, shape (N, ...)
-        Every outcome once. NumPy, JAX or torch; the methods work in the same library.
+    outcomes : array, shape (N, ...), or dict of such arrays
+        Every outcome once. NumPy, JAX or torch; the methods work in the same library. A dict has
+        the values of several named sites: row i of each is outcome i.
 
     Raises
     ------
     ValueError
-        If an outcome is listed twice (its mass would count twice) or none is.
+        If an outcome is listed twice (its mass would count twice) or none is, or if sites have
+        different numbers of rows.
 
     Examples
     --------
@@ -65,15 +73,24 @@ class Space:
     0.274205
     >>> np.round(np.exp(space.log_target(log_density)), 4)
     array([0.3801, 0.6199, 0.    ])
+    >>> pairs = Space({"style": np.array([0, 0, 1]), "y": np.array([[0, 1], [1, 1], [1, 0]])})
+    >>> len(pairs), pairs.index({"style": np.array([1]), "y": np.array([[1, 0]])}).tolist()
+    (3, [2])
     """
 
-    outcomes: Array
+    outcomes: Outcomes
 
     def __post_init__(self) -> None:
         check_distinct(self.outcomes)
 
     def __len__(self) -> int:
-        return self.outcomes.shape[0]
+        return self._first.shape[0]
+
+    @property
+    def _first(self) -> Array:
+        """The outcomes, or those of their first site."""
+        sites = self.outcomes
+        return next(iter(sites.values())) if isinstance(sites, dict) else sites
 
     @classmethod
     def product(cls, *sizes: int, xp: Any = np) -> "Space":
@@ -141,12 +158,12 @@ class Space:
         ends = () if eos is None else (eos,) if isinstance(eos, int) else eos
         return cls(xp.asarray(all_sequences(vocabulary_size, length, ends, pad)))
 
-    def index(self, outcomes: Array) -> np.ndarray:
+    def index(self, outcomes: Outcomes) -> np.ndarray:
         """Position in this space of each sampled outcome, as NumPy integers.
 
         Parameters
         ----------
-        outcomes : array, shape (*shape, *event)
+        outcomes : array, shape (*shape, *event), or dict of such arrays
             Outcomes of this space, with any leading shape.
 
         Returns
@@ -166,7 +183,13 @@ class Space:
         >>> Space.product(2, 3).index(np.array([[1, 0], [0, 2]])).tolist()
         [3, 2]
         """
-        return positions(outcomes, self.outcomes)
+        found = positions(outcomes, self.outcomes)
+        if (unknown := found < 0).any():
+            raise ValueError(
+                f"{unknown.sum()} of {found.size} outcomes are not in this space, the first: "
+                f"{first_missing(outcomes, found)}"
+            )
+        return found
 
     def log_prob(self, distribution: Any, *, tolerance: float = 1e-5) -> Array:
         """Normalised log-probabilities of all outcomes, checked to sum to one.
@@ -360,12 +383,11 @@ class Space:
         name = f"the {method.replace('_', '-')} of target {getattr(target, 'name', 'values')!r}"
         return check_defined(values, name)
 
-    def _for_contexts(self, shape: tuple[int, ...]) -> Array:
+    def _for_contexts(self, shape: tuple[int, ...]) -> Outcomes:
         """Outcomes repeated for every context, ``(N, *contexts, *event)``."""
-        xp = namespace(self.outcomes)
-        n, *event = self.outcomes.shape
-        spread = xp.reshape(self.outcomes, (n, *(1,) * len(shape), *event))
-        return xp.broadcast_to(spread, (n, *shape, *event))
+        if isinstance(self.outcomes, dict):
+            return {name: _repeated(values, shape) for name, values in self.outcomes.items()}
+        return _repeated(self.outcomes, shape)
 
     def _check_length(self, values: Array, name: str) -> None:
         if not values.shape or values.shape[0] != len(self):
@@ -388,3 +410,10 @@ class Space:
                 f"(tolerance {tolerance:g}); check that the space lists every outcome once, in "
                 "the distribution's form (padding after EOS), or pass tolerance=math.inf"
             )
+
+
+def _repeated(values: Array, shape: tuple[int, ...]) -> Array:
+    xp = namespace(values)
+    n, *event = values.shape
+    spread = xp.reshape(values, (n, *(1,) * len(shape), *event))
+    return xp.broadcast_to(spread, (n, *shape, *event))

@@ -86,7 +86,7 @@ def target(
         raise TypeError(f"a target is a Pyro program or a Target, got {type(program).__name__}")
     label = name or getattr(program, "__name__", "program")
     view = _ProgramView(program, label)
-    return Target(view.prior, Constrained(view.terms, label), label, log_bound=log_bound)
+    return Target(view.prior, Constrained(view, label), label, log_bound=log_bound)
 
 
 def context_names(program: Program) -> list[str]:
@@ -105,12 +105,17 @@ class _ProgramView:
 
     program: Program
     name: str
+    held: dict[str, Tensor] = field(default_factory=dict)
     checked: bool = field(default=False)
 
     def prior(self, *contexts: Any) -> "ProgramPrior":
-        return ProgramPrior(self.program, contexts, self.name)
+        return ProgramPrior(self.program, contexts, self.name, self.held)
 
-    def terms(self, y: Outcome, *contexts: Any) -> tuple[Tensor, Moments]:
+    def holding(self, values: dict[str, Tensor]) -> "_ProgramView":
+        """Of the program whose named sites have these values; see `ProgramPrior.holding`."""
+        return _ProgramView(self.program, self.name, values)
+
+    def __call__(self, y: Outcome, *contexts: Any) -> tuple[Tensor, Moments]:
         """Log-potential, and the values and means of the moments, in one run of the program."""
         potential, moments = self._terms(y, contexts)
         if not self.checked:
@@ -119,11 +124,13 @@ class _ProgramView:
         return potential, moments
 
     def _terms(self, y: Outcome, contexts: Sequence[Any]) -> tuple[Tensor, Moments]:
-        with alone(), _Sites(self.name, y) as sites, collecting() as moments:
+        with alone(), _Sites(self.name, y, held=self.held) as sites, collecting() as moments:
             self.program(*contexts)
         sites.finish()
-        for name, (value, _) in moments.items():
-            if tuple(value.shape) != tuple(sites.shape):
+        for name, (value, mean) in moments.items():
+            if sites.shared(value):
+                moments[name] = value.expand(sites.shape), mean
+            elif tuple(value.shape) != tuple(sites.shape):
                 raise ValueError(
                     f"the feature of moment {name!r} in program {self.name!r} has shape "
                     f"{tuple(value.shape)}; needed is one number an outcome, {tuple(sites.shape)}: "
@@ -161,21 +168,50 @@ class ProgramPrior:
     program: Program
     contexts: Sequence[Any]
     name: str
+    held: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def batch_shape(self) -> torch.Size:
         """Shape of the contexts: the batch shape of the first latent site. Draws nothing."""
-        return torch.Size(self.site().batch_shape)
+        return torch.Size(replace(self, held={}).site().batch_shape)
 
     def site(self) -> Any:
         """The distribution of the first latent site, given the contexts. Draws nothing."""
-        first = _FirstSite()
+        found = self.next_site()
+        if found is None:
+            raise ValueError(NO_LATENT_SITE.format(self.name))
+        return found[1]
+
+    def holding(self, values: dict[str, Tensor]) -> "ProgramPrior":
+        """The law of the other latent sites beside these, whose log-probabilities count in it.
+
+        Parameters
+        ----------
+        values : dict
+            Of each site one value. The program gets it with an axis of length 1 for outcomes, and
+            repeated for every context.
+
+        Returns
+        -------
+        ProgramPrior
+        """
+        return replace(self, held=values)
+
+    def fixed_sites(self) -> None:
+        """None: whether a program branches on its sites is not known, and runs are cheap."""
+
+    def next_site(self) -> tuple[str, Any] | None:
+        """The first latent site that is not held and its distribution, given the contexts.
+
+        The program runs up to there, and nothing is drawn. None: every latent site is held.
+        """
+        listener = _NextSite(self.name, self.held)
         try:
-            with alone(), first, collecting():
+            with alone(), listener, collecting():
                 self.program(*self.contexts)
         except _Enough:
-            return first.distribution
-        raise ValueError(NO_LATENT_SITE.format(self.name))
+            return listener.found
+        return None
 
     def sample(self, sample_shape: tuple[int, ...] = ()) -> Outcome:
         """Outcomes drawn by running the program: an array, or a dict of several sites.
@@ -198,7 +234,7 @@ class ProgramPrior:
         value : tensor or dict of tensors
             Outcomes on axis 0.
         """
-        sites = _Sites(self.name, value, stop=not isinstance(value, dict))
+        sites = _Sites(self.name, value, stop=not isinstance(value, dict), held=self.held)
         try:
             with alone(), sites, collecting():
                 self.program(*self.contexts)
@@ -212,18 +248,72 @@ class _Enough(Exception):
     """The one latent site has been read: the rest of the program need not run."""
 
 
-class _FirstSite(Messenger):
-    """Stops a program at its first latent site, whose distribution it keeps."""
+class _Held(Messenger):
+    """Gives latent sites the values that are held for them."""
 
-    distribution: Any = None
+    def __init__(self, program: str, held: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.program, self.held = program, held
+        self.row: tuple[int, ...] | None = None
+        """Shape of one outcome in every context, (1, *contexts), once a held site has been met."""
+
+    def hold(self, msg: Any) -> Tensor:
+        """The held value of a site, for one outcome and every context."""
+        fn, value = msg["fn"], self.held[msg["name"]]
+        if self.row is None:
+            self.row = (1, *fn.batch_shape)
+        self.check_batch(msg)
+        return own(value.expand(*self.row, *fn.event_shape))
+
+    def check_batch(self, msg: Any) -> None:
+        """Refuse a latent site that has another batch shape than the first: of a plate, say."""
+        batch = tuple(msg["fn"].batch_shape)
+        if self.row is not None and batch not in (self.row, self.row[1:]):
+            raise ValueError(
+                f"latent site {msg['name']!r} of program {self.program!r} has batch shape {batch} "
+                f"and the first latent site {self.row[1:]}; needed is one outcome a context: "
+                ".expand([size]).to_event(1) instead of a plate, .expand(contexts) if it is the "
+                "same for all"
+            )
+
+
+class _NextSite(_Held):
+    """Stops a program at its first latent site that is not held, which is ``found``."""
+
+    def __init__(self, program: str, held: dict[str, Tensor]) -> None:
+        super().__init__(program, held)
+        self.seen: set[str] = set()
+        self.found: tuple[str, Any] | None = None
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not site_is_subsample(msg) and not msg["is_observed"]:
-            self.distribution = msg["fn"]
+        if site_is_subsample(msg):
+            return _check_whole(msg, self.program)
+        name = msg["name"]
+        if name in self.seen and (name in self.held or not msg["is_observed"]):
+            raise ValueError(
+                f"program {self.program!r} has two sites named {name!r}; give each its own name"
+            )
+        self.seen.add(name)
+        if msg["is_observed"]:
+            return None
+        if name not in self.held:
+            self.check_batch(msg)
+            self.found = name, msg["fn"]
             raise _Enough
+        msg["value"], msg["done"] = self.hold(msg), True
+        return None
 
 
-class _Sites(Messenger):
+def _check_whole(msg: Any, program: str) -> None:
+    """Refuse a plate that draws a subsample."""
+    if msg["fn"].subsample_size not in (None, msg["fn"].size):
+        raise ValueError(
+            f"plate {msg['name']!r} of program {program!r} draws a subsample, which "
+            "makes the density random; use the whole plate"
+        )
+
+
+class _Sites(_Held):
     """Runs a program at given outcomes (or draws them) and collects its sites' log-probs."""
 
     def __init__(
@@ -233,9 +323,10 @@ class _Sites(Messenger):
         sample_shape: tuple[int, ...] = (),
         *,
         stop: bool = False,
+        held: dict[str, Tensor] | None = None,
     ) -> None:
-        super().__init__()
-        self.program, self.y, self.sample_shape, self.stop = program, y, sample_shape, stop
+        super().__init__(program, held or {})
+        self.y, self.sample_shape, self.stop = y, sample_shape, stop
         self.values: dict[str, Tensor] = {}
         self.terms: list[tuple[Any, Tensor]] = []
         self.prior: list[Tensor] = []
@@ -245,11 +336,9 @@ class _Sites(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
-            if msg["fn"].subsample_size not in (None, msg["fn"].size):
-                raise ValueError(
-                    f"plate {msg['name']!r} of program {self.program!r} draws a subsample, which "
-                    "makes the density random; use the whole plate"
-                )
+            _check_whole(msg, self.program)
+        elif msg["name"] in self.held and not msg["is_observed"]:
+            msg["value"], msg["done"] = self.hold(msg), True
         elif not msg["is_observed"]:
             msg["value"], msg["done"] = self._value(msg["name"], msg["fn"]), True
 
@@ -257,17 +346,19 @@ class _Sites(Messenger):
         if site_is_subsample(msg) or (self.y is None and msg["is_observed"]):
             return
         value, observed = msg["value"], msg["is_observed"]
+        held = msg["name"] in self.held and not observed
         if not observed:
             event = len(msg["fn"].event_shape)
-            if not self.values:
+            if not self.values and not held:
                 self.shape, self.device = value.shape[: value.ndim - event], value.device
-            # The program goes on with its own tensor, and may edit it in place.
-            self.values[msg["name"]] = own(value) if self.y is None else value
+            if not held:
+                # The program goes on with its own tensor, and may edit it in place.
+                self.values[msg["name"]] = own(value) if self.y is None else value
             if self.y is None or (not self.stop and not isinstance(self.y, dict)):
                 return  # only the potential is wanted: the prior may be a costly network
         log_prob = _supports.log_prob(msg["fn"], value)
         self.terms.append((msg, scale_and_mask(log_prob, msg["scale"], msg["mask"])))
-        if self.stop and not observed:
+        if self.stop and not observed and not held:
             raise _Enough
 
     def _value(self, site: str, fn: Any) -> Tensor:
@@ -275,6 +366,10 @@ class _Sites(Messenger):
             missing = len(self.sample_shape) if not self.values else 0
             return fn.sample(self.sample_shape if missing else self._missing_shape(fn))
         if isinstance(self.y, dict):
+            if site in self.values:
+                raise ValueError(
+                    f"program {self.program!r} has two sites named {site!r}; give each its own name"
+                )
             if site not in self.y:
                 raise ValueError(
                     f"program {self.program!r} has a latent site {site!r} and the outcome has "
@@ -304,6 +399,7 @@ class _Sites(Messenger):
             )
         for msg, term in self.terms:
             as_real(term, f"site {msg['name']!r} of program {self.program!r}")
+            term = term.expand(self.shape) if self.shared(term) else term
             if term.shape != self.shape:
                 raise ValueError(
                     f"site {msg['name']!r} of program {self.program!r} has log-probability of "
@@ -312,3 +408,7 @@ class _Sites(Messenger):
                     "and never over outcomes"
                 )
             (self.potential if msg["is_observed"] else self.prior).append(term)
+
+    def shared(self, term: Tensor) -> bool:
+        """Whether it is a number of the held sites alone, the same for every outcome."""
+        return bool(self.held) and term.shape == (1, *self.shape[1:])
