@@ -18,6 +18,16 @@ Everything that is listed is exact but for rounding; a law that is not says so (
 a bound (``law.error``).
 """
 
+from infer_align.exact import (
+    asymptotics,
+    calibrated,
+    chains,
+    overoptimization,
+    regularized,
+    reports,
+    selection,
+    tilts,
+)
 from infer_align.exact._build import reward_law, reward_law_of_counts
 from infer_align.exact._cdf import reward_cdf
 from infer_align.exact._games import Equilibrium, best_response, duality_gap, nash
@@ -44,22 +54,30 @@ __all__ = [
     "Equilibrium",
     "Lookahead",
     "RewardLaw",
+    "asymptotics",
     "best_of_n",
     "best_response",
     "by_letters",
     "by_messages",
     "by_sequences",
     "by_types",
+    "calibrated",
+    "chains",
     "duality_gap",
     "kl_budget",
     "log_rewards",
     "lookahead",
     "match_moments",
     "nash",
+    "overoptimization",
     "potential_law",
+    "regularized",
     "regularized_rewards",
+    "reports",
     "reward_cdf",
     "reward_law",
     "reward_law_of_counts",
+    "selection",
     "solve",
+    "tilts",
 ]

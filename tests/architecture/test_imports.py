@@ -35,7 +35,9 @@ def test_import_loads_nothing_heavy() -> None:
     assert fresh(code) == "[]"
 
 
-@pytest.mark.parametrize("module", ["divergences", "estimators", "targets", "exact", "diagnostics"])
+@pytest.mark.parametrize(
+    "module", ["divergences", "spaces", "estimators", "targets", "programs", "exact", "diagnostics"]
+)
 def test_core_module_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, infer_align.{module}; print([m for m in {HEAVY!r} if m in sys.modules])"
     assert fresh(code) == "[]"
@@ -63,3 +65,14 @@ def test_torch_side_does_not_load_jax_nor_the_reverse() -> None:
     print_ = "print([m for m in {!r} if m in sys.modules])"
     assert fresh("import sys, infer_align.torch; " + print_.format(("jax", "numpyro"))) == "[]"
     assert fresh("import sys, infer_align.jax; " + print_.format(("torch", "pyro"))) == "[]"
+
+
+def test_what_exact_advertises_is_there() -> None:
+    """Each submodule that its docstring names, without an import of its own."""
+    code = (
+        "import re, infer_align as ia\n"
+        "named = re.findall(r'`infer_align\\.exact\\.(\\w+)`', ia.exact.__doc__)\n"
+        "assert all(hasattr(ia.exact, name) for name in named), named\n"
+        "print(len(named))"
+    )
+    assert fresh(code) == "8"
