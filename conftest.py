@@ -50,6 +50,7 @@ socket.getaddrinfo = _refuse  # type: ignore[assignment]
 # What the extras bring: without them the core's own tests run.
 OPTIONAL = {
     "jax", "numpyro", "optax", "torch", "pyro", "transformers", "peft", "safetensors", "sacrebleu",
+    "huggingface_hub",
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ QUICK = (0, 1, 3, 5, 6, 8, 9, 10, 12, 13, 14, 17, 18, 19, 21, 24, 25, 26, 27, 28
 
 
 def test_a_few_fuzzed_command_lines() -> None:
+    pytest.importorskip("torch")
     lines = fuzz_cli.fuzz(SEED, list(QUICK), set(), verbose=False)
     assert [(line.number, line.arguments, line.faults) for line in lines if line.faults] == []
     assert {line.status for line in lines} >= {0, 2}

@@ -122,6 +122,7 @@ def test_what_the_memory_cannot_hold_is_refused_with_its_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """24 bytes · 10^9 · 4 tokens = 89.4 GiB; without tokens, 10^8 proposals: 2.2 GiB."""
+    pytest.importorskip("torch")
     monkeypatch.setattr(sizes, "memory", lambda: 2.0 * 2**30)
     Path("t.py").write_text(HEAD)
     Path("n.py").write_text(NUMPYRO.format(law=LETTERS, value="1.0 * y"))

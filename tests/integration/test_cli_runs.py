@@ -54,6 +54,7 @@ def fit(run_dir: object, *more: object) -> Result:
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    pytest.importorskip("torch")  # what is fitted is a language model
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("INFER_ALIGN_DEBUG", raising=False)
     for module in (figures, assessment_figures):  # drawn in test_cli.py
