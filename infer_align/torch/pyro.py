@@ -244,8 +244,8 @@ class ProgramPrior:
         return sum(sites.prior[1:], sites.prior[0])
 
 
-class _Enough(Exception):
-    """The one latent site has been read: the rest of the program need not run."""
+class _Enough(BaseException):
+    """A site has been read: the rest need not run, and no `except Exception` of it goes on."""
 
 
 class _Held(Messenger):

@@ -101,7 +101,7 @@ def test_nothing_is_drawn_no_generator_moves_and_no_reward_is_called():
 
 
 def test_a_program_is_solved_as_its_librarys_target_is():
-    for program in (numpyro_coin, pyro_coin):
+    for program in (numpyro_coin, pyro_coin, swallowing):
         want = np.log(0.7 + 0.3 * np.e)
         assert float(exact.solve(program).log_z) == pytest.approx(want, rel=1e-6)
     target = Target(pyro_dist.Bernoulli(torch.tensor(0.3)), lambda y: y, "declared")
