@@ -10,7 +10,7 @@ from infer_align._numerics import Array, ties
 from infer_align.diagnostics._draws import draws, per_context
 from infer_align.diagnostics._estimates import Moments, moments, pooled_interval
 from infer_align.diagnostics._summary import Estimate, check_level, seen, summarise
-from infer_align.diagnostics._unseen import lengthen, of_draws
+from infer_align.diagnostics._unseen import lengthen
 from infer_align.divergences import FDivergence, forward_kl, reverse_kl
 from infer_align.estimators import LogWeights
 
@@ -104,9 +104,9 @@ def compare(
         name: change._replace(reliable=reliable[name] and same_z and math.isfinite(change.value))
         for name, change in out.items()
     }
-    for side, bound, estimates, sign in zip(sides, bounds, (old, new), (-1, 1), strict=True):
-        if bound is not None:
-            pooled = of_draws(side, estimates, divergences, bound, level).pooled
+    for summary, sign in zip(summaries, (-1, 1), strict=True):
+        if summary.unseen is not None:
+            pooled = summary.unseen.pooled
             out = {name: _reaching(change, *pooled[name][::sign]) for name, change in out.items()}
     return out
 

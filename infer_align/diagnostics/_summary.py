@@ -60,6 +60,8 @@ class Summary(NamedTuple):
     pooled_weights: dict[str, float]
     notes: tuple[str, ...]
     grounds: "Grounds"
+    unseen: Unseen | None = None
+    """What the draws may have missed, where a bound of P/q is known."""
 
 
 def summarise(
@@ -96,7 +98,7 @@ def summarise(
     if log_target_se is not None and log_target_se.any():
         errors = potential_errors(draws, divergences, log_target_se)
         notes.append(widen_all(by_context, pooled, errors, estimates, level))
-    return Summary(by_context, pooled, weights, pooled_weights, tuple(notes), grounds)
+    return Summary(by_context, pooled, weights, pooled_weights, tuple(notes), grounds, unseen)
 
 
 class Grounds(NamedTuple):

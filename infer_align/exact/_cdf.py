@@ -10,9 +10,10 @@ from infer_align._numerics import as_real, namespace, own
 from infer_align.exact._law import RewardLaw
 from infer_align.exact._potential import potential_law
 from infer_align.exact._problem import distribution_of, problem_of
-from infer_align.exact._solve import MAX_ENTRIES, solve
+from infer_align.exact._solve import solve
 from infer_align.programs import as_target
-from infer_align.spaces.sequences import listed_support, sequence_model
+from infer_align.spaces.outcomes import MAX_ENTRIES, repeated
+from infer_align.spaces.sequences import listed_sequences, listed_support, sequence_model
 from infer_align.spaces.space import Space
 from infer_align.targets import RewardCdf, Target, condition, tilt
 
@@ -89,9 +90,7 @@ def listed(distribution: Any) -> Any:
     model = sequence_model(distribution)
     if model is None or model.count() * model.length > MAX_ENTRIES:
         return None
-    rows = Space.sequences(model.vocabulary_size, model.length, eos=model.eos, pad=model.pad)
-    known = (model.log_tokens, model.log_initial, model.values)
-    return model.outcomes(rows.outcomes, next(x for x in known if x is not None))
+    return listed_sequences(model)
 
 
 def cdf_of_support(distribution: Any, reward: Reward, *contexts: Any) -> RewardCdf:
@@ -103,10 +102,7 @@ def cdf_of_support(distribution: Any, reward: Reward, *contexts: Any) -> RewardC
             f"{type(distribution).__name__} cannot be listed; pass cdf=, for instance "
             "RewardCdf.estimate(rewards of samples of the base)"
         )
-    xp, shape = namespace(support), tuple(distribution.batch_shape)
-    n, *event = support.shape
-    spread = xp.reshape(support, (n, *(1,) * len(shape), *event))
-    y = xp.broadcast_to(spread, (n, *shape, *event))
+    y = repeated(support, tuple(distribution.batch_shape))
     rewards = as_real(reward(own(y), *contexts), "the reward")
     return RewardCdf.exact(rewards, distribution.log_prob(y))
 

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from infer_align._numerics import concrete, namespace
+from infer_align._numerics import concrete
 from infer_align.exact._messages import solve_chain
 from infer_align.exact._probe import pair_terms
 from infer_align.exact._problem import Problem, Unfit, problem_of
-from infer_align.exact._solve import MAX_ENTRIES, _by_state, _log_prior, _times, _Weights
+from infer_align.exact._solve import _by_state, _log_prior, _times, _Weights
+from infer_align.spaces.outcomes import MAX_ENTRIES, repeated
 from infer_align.spaces.space import Space
 
 
@@ -120,10 +121,7 @@ def _listed(problem: Problem) -> Lookahead:
     distribution = problem.target.given(*problem.contexts)
     size, shape = model.vocabulary_size, tuple(distribution.batch_shape)
     tokens = Space.sequences(size, model.length, eos=model.eos or None, pad=model.pad).outcomes
-    y = model.outcomes(tokens, problem.like)
-    xp = namespace(y)
-    y = xp.reshape(y, (len(tokens), *(1,) * len(shape), model.length))
-    y = xp.broadcast_to(y, (len(tokens), *shape, model.length))
+    y = repeated(model.outcomes(tokens, problem.like), shape)
     log_p = _flat(problem.target.log_density(y, *problem.contexts))
     log_q = _flat(distribution.log_prob(y))
     if not (log_p > -math.inf).any():

@@ -7,9 +7,9 @@ import numpy as np
 
 from infer_align._numerics import concrete
 from infer_align.exact._problem import distribution_of, problem_of
-from infer_align.exact._solve import MAX_ENTRIES
 from infer_align.programs import as_target
-from infer_align.spaces.sequences import listed_support
+from infer_align.spaces.outcomes import MAX_ENTRIES
+from infer_align.spaces.sequences import listed_sequences, listed_support
 from infer_align.spaces.space import Space
 from infer_align.targets import (
     Budget,
@@ -136,10 +136,7 @@ def _listed(target: Target, contexts: tuple[Any, ...]) -> Space:
             f"many to list (at most {MAX_ENTRIES:,} tokens in all); shorten them, or solve on a "
             "sample: solve_moments(target, sample), kl_budget(base, reward, kl, sample)"
         )
-    listed = Space.sequences(
-        model.vocabulary_size, model.length, eos=model.eos or None, pad=model.pad
-    )
-    return Space(model.outcomes(listed.outcomes, problem.like))
+    return Space(listed_sequences(model))
 
 
 def _numpy(log_density: Any, name: str) -> np.ndarray:

@@ -12,8 +12,9 @@ from infer_align.exact._build import reward_law
 from infer_align.exact._law import RewardLaw
 from infer_align.exact._probe import position_terms
 from infer_align.exact._problem import Problem, Unfit, distribution_of, problem_of
-from infer_align.exact._solve import MAX_ENTRIES, Answer, solve
+from infer_align.exact._solve import Answer, solve
 from infer_align.programs import as_target
+from infer_align.spaces.outcomes import MAX_ENTRIES
 from infer_align.spaces.sequences import listed_support
 from infer_align.spaces.space import Space
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from infer_align._numerics import Array, beside, concrete, logsumexp, namespace
-from infer_align.spaces.outcomes import distinct, positions
+from infer_align.spaces.outcomes import distinct, positions, repeated
 from infer_align.spaces.sites import Group, HasSites, joined, listed_sites
 from infer_align.spaces.space import Solution, Space
 from infer_align.targets import Constrained, Target, add_potential
@@ -61,7 +61,7 @@ def solve_sites(
         log_prior = prior.log_prob(at_once)  # type: ignore[attr-defined]
         potential = target.log_potential(at_once, *contexts)
     else:
-        parts = [prior.holding(g.earlier).log_prob(_values(g, shape)) for g in groups]
+        parts = [prior.holding(g.earlier).log_prob(repeated(g.values, shape)) for g in groups]
         log_prior = _concat(parts)
         potential = _potential(target, contexts, groups, at_once)
     _check_sum(target.name, log_prior)
@@ -94,13 +94,8 @@ def _potential(
     parts = []
     for group in groups:
         held = replace(declared, terms=declared.terms.holding(group.earlier))
-        parts.append(held(_values(group, shape), *contexts))
+        parts.append(held(repeated(group.values, shape), *contexts))
     return _concat(parts)
-
-
-def _values(group: Group, shape: tuple[int, ...]) -> Array:
-    """Those of the last site, for every context."""
-    return Space(group.values)._for_contexts(shape)
 
 
 def _concat(parts: list[Array]) -> Array:

@@ -15,13 +15,12 @@ from infer_align.exact._problem import Problem, Unfit, law_of, problem_of
 from infer_align.exact._sites import looked_up, marginal, solve_sites
 from infer_align.exact._types import compositions, log_factorials, number_of_types
 from infer_align.programs import as_target
-from infer_align.spaces.sequences import SequenceModel, listed_support
+from infer_align.spaces.outcomes import MAX_ENTRIES
+from infer_align.spaces.sequences import SequenceModel, listed_sequences, listed_support
 from infer_align.spaces.sites import HasSites, second_site
 from infer_align.spaces.space import Space
 from infer_align.targets import Target
 
-MAX_ENTRIES = 4_000_000
-"""Tokens of all listed sequences, or of one sequence of each type."""
 MAX_PAIRS = 2_000_000
 """Positions times pairs of tokens, of messages."""
 
@@ -286,10 +285,7 @@ def _sequences(problem: Problem) -> Answer:
             f"{_size(model.count())} sequences of {model.length} tokens (at most {MAX_ENTRIES:,} "
             "tokens in all)"
         )
-    listed = Space.sequences(
-        model.vocabulary_size, model.length, eos=model.eos or None, pad=model.pad
-    )
-    space = Space(model.outcomes(listed.outcomes, problem.like))
+    space = Space(listed_sequences(model))
     return _listed(problem.target, problem.contexts, space, "few enough to list")
 
 

@@ -46,8 +46,7 @@ def multinomial(probabilities: Probabilities, m: int, rng: np.random.Generator) 
     >>> multinomial(np.array([0.0, 1.0]), 3, np.random.default_rng(0)).tolist()
     [1, 1, 1]
     """
-    instance("rng", rng, np.random.Generator, "np.random.default_rng(0)")
-    flat = _checked(probabilities, m)
+    flat = _checked(probabilities, m, rng)
     return _inverse(flat, rng.random((m, flat.shape[1])), probabilities.shape[1:])
 
 
@@ -71,8 +70,7 @@ def stratified(probabilities: Probabilities, m: int, rng: np.random.Generator) -
     >>> stratified(np.array([0.5, 0.5]), 4, np.random.default_rng(0)).tolist()
     [0, 0, 1, 1]
     """
-    instance("rng", rng, np.random.Generator, "np.random.default_rng(0)")
-    flat = _checked(probabilities, m)
+    flat = _checked(probabilities, m, rng)
     return _comb(flat, rng.random((m, flat.shape[1])), probabilities.shape[1:])
 
 
@@ -100,8 +98,7 @@ def systematic(probabilities: Probabilities, m: int, rng: np.random.Generator) -
     >>> np.bincount(rows).tolist()
     [7, 3]
     """
-    instance("rng", rng, np.random.Generator, "np.random.default_rng(0)")
-    flat = _checked(probabilities, m)
+    flat = _checked(probabilities, m, rng)
     u = np.broadcast_to(rng.random((1, flat.shape[1])), (m, flat.shape[1]))
     return _comb(flat, u, probabilities.shape[1:])
 
@@ -126,8 +123,7 @@ def residual(probabilities: Probabilities, m: int, rng: np.random.Generator) -> 
     >>> residual(np.array([0.5, 0.25, 0.25]), 4, np.random.default_rng(0)).tolist()
     [0, 0, 1, 2]
     """
-    instance("rng", rng, np.random.Generator, "np.random.default_rng(0)")
-    flat = _checked(probabilities, m)
+    flat = _checked(probabilities, m, rng)
     total = flat.sum(axis=0)
     expected = m * flat / np.where(total > 0, total, 1.0)
     copies = np.floor(expected).astype(int)
@@ -139,8 +135,9 @@ def residual(probabilities: Probabilities, m: int, rng: np.random.Generator) -> 
     return chosen.reshape(m, *probabilities.shape[1:])
 
 
-def _checked(probabilities: Probabilities, m: int) -> np.ndarray:
+def _checked(probabilities: Probabilities, m: int, rng: np.random.Generator) -> np.ndarray:
     """Probabilities as (n, C)."""
+    instance("rng", rng, np.random.Generator, "np.random.default_rng(0)")
     count("m, the number of outcomes to choose,", m)
     p = reals("probabilities", probabilities, axes=1)
     if len(p) == 0 or not np.all((p >= 0) & (p < np.inf)):

@@ -7,10 +7,12 @@ import numpy as np
 from array_api_compat import is_torch_array
 
 from infer_align._arguments import array
-from infer_align._numerics import Array
+from infer_align._numerics import Array, namespace
 
 Outcomes = Any
 """An array with outcomes on axis 0, or one of each named site."""
+MAX_ENTRIES = 4_000_000
+"""Numbers that make up all listed outcomes: tokens of all sequences, or of one of each type."""
 
 
 def all_sequences(vocabulary_size: int, length: int, ends: tuple[int, ...], pad: int) -> np.ndarray:
@@ -33,6 +35,14 @@ def all_sequences(vocabulary_size: int, length: int, ends: tuple[int, ...], pad:
         ended = np.repeat(ended, copies) | np.isin(column, ends)
         rows = np.column_stack([np.repeat(rows, copies, axis=0), column])
     return rows
+
+
+def repeated(values: Array, shape: tuple[int, ...]) -> Array:
+    """Values (N, *event) for every context, (N, *contexts, *event)."""
+    xp = namespace(values)
+    n, *event = values.shape
+    spread = xp.reshape(values, (n, *(1,) * len(shape), *event))
+    return xp.broadcast_to(spread, (n, *shape, *event))
 
 
 def check_distinct(outcomes: Outcomes) -> None:

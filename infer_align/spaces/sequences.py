@@ -6,6 +6,7 @@ import numpy as np
 from array_api_compat import is_torch_array
 
 from infer_align._numerics import Array, concrete, logsumexp, namespace
+from infer_align.spaces.outcomes import all_sequences
 
 
 class SequenceModel(NamedTuple):
@@ -179,6 +180,12 @@ def _hidden(distribution: HasHiddenStates, event_shape: tuple[int, ...]) -> Sequ
         size, event_shape[0], log_initial=first, log_transition=rows, log_emission=log_emission,
         values=_values(plain),
     )  # fmt: skip
+
+
+def listed_sequences(model: SequenceModel) -> Array:
+    """Every sequence, as outcomes of the distribution's library."""
+    tokens = all_sequences(model.vocabulary_size, model.length, model.eos, model.pad)
+    return model.outcomes(tokens, model.like)
 
 
 def listed_support(distribution: Any) -> Array | None:

@@ -6,11 +6,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from infer_align._numerics import Array, concrete, namespace
-from infer_align.spaces.outcomes import all_sequences
-from infer_align.spaces.sequences import SequenceModel, listed_support, sequence_model
+from infer_align.spaces.outcomes import MAX_ENTRIES
+from infer_align.spaces.sequences import (
+    SequenceModel,
+    listed_sequences,
+    listed_support,
+    sequence_model,
+)
 
-MAX_ENTRIES = 4_000_000
-"""Numbers that make up all listed outcomes, or all tokens of sequences."""
 MAX_GROUPS = 4_000
 """Values of the sites before the last: the program runs at least once for each."""
 PROBES = 8
@@ -162,8 +165,7 @@ def _support(program: str, site: str, law: Any) -> Array:
             f"{model.length} tokens, too many to list beside other sites (at most {MAX_ENTRIES:,} "
             "tokens in all); shorten them, or sample the target"
         )
-    tokens = all_sequences(model.vocabulary_size, model.length, model.eos, model.pad)
-    return model.outcomes(tokens, model.like)
+    return listed_sequences(model)
 
 
 def _known_support(law: Any) -> Array | None:

@@ -25,6 +25,7 @@ from infer_align.spaces.outcomes import (
     check_distinct,
     first_missing,
     positions,
+    repeated,
 )
 
 
@@ -386,8 +387,8 @@ class Space:
     def _for_contexts(self, shape: tuple[int, ...]) -> Outcomes:
         """Outcomes repeated for every context, ``(N, *contexts, *event)``."""
         if isinstance(self.outcomes, dict):
-            return {name: _repeated(values, shape) for name, values in self.outcomes.items()}
-        return _repeated(self.outcomes, shape)
+            return {name: repeated(values, shape) for name, values in self.outcomes.items()}
+        return repeated(self.outcomes, shape)
 
     def _check_length(self, values: Array, name: str) -> None:
         if not values.shape or values.shape[0] != len(self):
@@ -410,10 +411,3 @@ class Space:
                 f"(tolerance {tolerance:g}); check that the space lists every outcome once, in "
                 "the distribution's form (padding after EOS), or pass tolerance=math.inf"
             )
-
-
-def _repeated(values: Array, shape: tuple[int, ...]) -> Array:
-    xp = namespace(values)
-    n, *event = values.shape
-    spread = xp.reshape(values, (n, *(1,) * len(shape), *event))
-    return xp.broadcast_to(spread, (n, *shape, *event))
